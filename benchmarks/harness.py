@@ -1,0 +1,158 @@
+"""Interleaved timing that refuses wrong results.
+
+A case times several contestants on the same inputs: A B A B ..., so that a slow second of a shared machine hits all of
+them, and takes the median. Nothing is timed before its output agrees with the expected one.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Outputs = Mapping[str, torch.Tensor]
+
+# Inputs are rotated until together they are this many times the last-level cache.
+CACHE_MULTIPLE = 2
+DEFAULT_CACHE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to compute a case.
+
+    `run` is what is timed. `outputs` turns what it returned into named tensors for the check, outside the clock.
+    `bytes` and `flops` are the least that the case needs (each input read once, each output written once).
+    """
+
+    name: str
+    run: Callable[[Any], Any]
+    outputs: Callable[[Any], Outputs] = dict
+    bytes: float = math.nan
+    flops: float = math.nan
+    note: str = ""
+
+
+@dataclass
+class Row:
+    """One contestant's result in one case; `seconds` is empty when it was refused."""
+
+    case: str
+    contestant: str
+    seconds: list[float] = field(default_factory=list)
+    bytes: float = math.nan
+    flops: float = math.nan
+    note: str = ""
+    refused: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds) if self.seconds else math.nan
+
+    @property
+    def minimum(self) -> float:
+        return min(self.seconds, default=math.nan)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A claim and what was measured for it; `measured` is NaN when a peer or an op was missing."""
+
+    claim: str
+    measured: float
+    limit: float
+    at_least: bool
+    unit: str = "x"
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if math.isnan(self.measured):
+            return "not measured"
+        met = self.measured >= self.limit if self.at_least else self.measured <= self.limit
+        return "met" if met else "missed"
+
+
+@dataclass(frozen=True)
+class Check:
+    """The expected outputs of the first input, and the largest error allowed relative to each output's largest value."""
+
+    expected: Outputs
+    tolerance: float
+
+    def complaint(self, outputs: Outputs) -> str:
+        """Why the outputs are wrong, in a line; empty when they agree."""
+        for name, expected in self.expected.items():
+            if name not in outputs:
+                return f"{name} is missing"
+            found = outputs[name]
+            if found.shape != expected.shape:
+                return f"{name} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+            scale = expected.double().abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+            error = ((found.double() - expected.double()).abs().max() / scale).item()
+            if not error <= self.tolerance:  # not <=: a NaN is wrong too
+                return f"{name} is off by {error:.1e} of its largest value, allowed {self.tolerance:.0e}"
+        return ""
+
+
+def compare(
+    case: str,
+    contestants: Sequence[Contestant],
+    inputs: Sequence[Any],
+    check: Check,
+    repeats: int,
+) -> dict[str, Row]:
+    """Check every contestant on the first input, then time those that agree, interleaved, rotating the inputs.
+
+    Returns the rows by contestant. The check is the warm-up: it compiles what is compiled on first use.
+    """
+    if not inputs:
+        raise ValueError(f"{case}: expected at least one input, got none")
+    rows = {c.name: Row(case, c.name, bytes=c.bytes, flops=c.flops, note=c.note) for c in contestants}
+    running = []
+    for contestant in contestants:
+        complaint = check.complaint(contestant.outputs(contestant.run(inputs[0])))
+        if complaint:
+            rows[contestant.name].refused = complaint
+        else:
+            running.append(contestant)
+    for repeat in range(repeats):
+        for contestant in running:
+            rows[contestant.name].seconds.append(timed(contestant.run, inputs[(repeat + 1) % len(inputs)]))
+    return rows
+
+
+def timed(function: Callable[[Any], Any], argument: Any) -> float:
+    """Seconds of one call; the result is released after the clock has stopped."""
+    start = time.perf_counter()
+    result = function(argument)
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+def ratio(rows: Mapping[str, Row], numerator: str, denominator: str) -> float:
+    """Median time of one contestant over another's; NaN when either is absent or was refused."""
+    if numerator not in rows or denominator not in rows:
+        return math.nan
+    return rows[numerator].median / rows[denominator].median
+
+
+def inputs_beyond_cache(input_bytes: int, available: int) -> int:
+    """How many inputs to rotate through: enough to pass the last-level cache, at least 2, at most what there is."""
+    wanted = math.ceil(CACHE_MULTIPLE * last_level_cache_bytes() / max(input_bytes, 1))
+    return max(min(max(wanted, 2), available), 1)
+
+
+def last_level_cache_bytes() -> int:
+    """Size of the largest cache of processor 0, or 32 MiB where the system does not tell."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text[-1:] in "KM" and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) << (10 if text.endswith("K") else 20))
+    return max(sizes, default=DEFAULT_CACHE_BYTES)

@@ -1,0 +1,87 @@
+"""Open3D's VoxelBlockGrid: a TSDF of the same capture, ray-cast to the first surface, depth only (less work than features).
+
+Open3D knows pinhole cameras alone: the panoramas enter as the six faces of a cubemap, and a view is a pinhole image.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import open3d as o3d
+import open3d.core as o3c
+import torch
+from torch import Tensor
+
+from evoworld.data import Frame
+from evoworld.geometry import Panorama, Pinhole, invert_pose, make_pose
+
+FACE = 256  # pixels along an edge of the faces that are integrated: about the panorama's resolution
+BLOCK = 8  # voxels along an edge of a block
+TRUNCATION = 4.0  # voxels: wide enough for 5 cm voxels, and fewer blocks to walk through than the default 8
+
+
+class SurfaceGrid:
+    """A TSDF of some frames; `cast` renders the depth of a pinhole view from it."""
+
+    def __init__(self, frames: Sequence[Frame], voxel_size: float, far: float, max_blocks: int = 60_000) -> None:
+        self.far = far
+        self.grid = o3d.t.geometry.VoxelBlockGrid(
+            ("tsdf", "weight"), (o3c.float32, o3c.float32), ((1), (1)), voxel_size, BLOCK, max_blocks
+        )
+        face = Pinhole(FACE, FACE, fx=FACE / 2, fy=FACE / 2, cx=FACE / 2, cy=FACE / 2)
+        for frame in frames:
+            for turn in _face_rotations():
+                pose = frame.camera_to_world.double() @ make_pose(turn, torch.zeros(3, dtype=torch.float64))
+                self._integrate(_face_depth(frame, face, turn), face, pose)
+        self.blocks = self.grid.hashmap().key_tensor()[self.grid.hashmap().active_buf_indices().to(o3c.int64)]
+
+    def cast(self, camera: Pinhole, camera_to_world: Tensor):
+        """Open3D's result for one view; `depth_of` makes a tensor of it."""
+        return self.grid.ray_cast(
+            block_coords=self.blocks,
+            intrinsic=_intrinsic(camera),
+            extrinsic=_extrinsic(camera_to_world),
+            width=camera.width,
+            height=camera.height,
+            render_attributes=["depth"],
+            depth_scale=1.0,
+            depth_min=0.1,
+            depth_max=self.far,
+            weight_threshold=0.5,
+            trunc_voxel_multiplier=TRUNCATION,
+        )
+
+    def _integrate(self, depth: Tensor, camera: Pinhole, camera_to_world: Tensor) -> None:
+        image = o3d.t.geometry.Image(o3c.Tensor(np.ascontiguousarray(depth.numpy())))
+        view = (_intrinsic(camera), _extrinsic(camera_to_world))
+        blocks = self.grid.compute_unique_block_coordinates(image, *view, 1.0, self.far, TRUNCATION)
+        self.grid.integrate(blocks, image, *view, 1.0, self.far, TRUNCATION)
+
+
+def depth_of(result) -> Tensor:
+    """[H, W] z-depth in metres, 0 where no surface was hit."""
+    return torch.from_numpy(result["depth"].numpy().squeeze(-1).copy())
+
+
+def _face_rotations() -> list[Tensor]:
+    """Camera-from-face rotations [3, 3] of the six faces."""
+    forward = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 0, -1], [-1, 0, 0], [0, -1, 0], [0, 1, 0]], dtype=torch.float64)
+    down = torch.tensor([[0, 1, 0]] * 4 + [[0, 0, 1], [0, 0, -1]], dtype=torch.float64)
+    return [torch.stack([torch.linalg.cross(d, f), d, f], dim=-1) for f, d in zip(forward, down, strict=True)]
+
+
+def _face_depth(frame: Frame, face: Pinhole, turn: Tensor) -> Tensor:
+    """z-depth of the pixel of the panorama nearest to each pixel of a face (never a mean across an edge)."""
+    assert isinstance(frame.camera, Panorama)
+    directions = face.directions(torch.float64) @ turn.T
+    column, row = frame.camera.project(directions).floor().long().unbind(-1)
+    depth = frame.depth[row.clamp(max=frame.camera.height - 1), column.clamp(max=frame.camera.width - 1)]
+    return face.depth_from_range(depth.view(face.height, face.width)).float()
+
+
+def _intrinsic(camera: Pinhole) -> o3c.Tensor:
+    # Open3D puts pixel centres at whole numbers.
+    return o3c.Tensor([[camera.fx, 0, camera.cx - 0.5], [0, camera.fy, camera.cy - 0.5], [0, 0, 1]], o3c.float64)
+
+
+def _extrinsic(camera_to_world: Tensor) -> o3c.Tensor:
+    return o3c.Tensor(invert_pose(camera_to_world.double()).numpy(), o3c.float64)

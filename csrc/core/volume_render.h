@@ -1,0 +1,189 @@
+// One ray of volume_render: the visitors that march_ray() drives, forward and backward.
+//
+//   alpha_k = 1 - exp(-sigma(t_k) step),  T_k = prod_{j<k} (1 - alpha_j),  w_k = T_k alpha_k
+//   features = sum_k w_k f(t_k),  depth = sum_k w_k t_k,  opacity = sum_k w_k
+//
+// f is trilinear in the 8 corner rows F_c of the current cell, so a cell's samples only add to 8 scalars
+// W_c = sum_k w_k a_c(k), and the rows are read once when the ray leaves the cell: features += sum_c W_c F_c.
+//
+// Backward, with g_k = d_features . f(t_k) + d_depth t_k + d_opacity (trilinear in the 8 dot products d_features . F_c):
+//   d_sigma_k = step (T_{k+1} g_k - sum_{j>k} w_j g_j),  the suffix being total - prefix, in double;
+//   d_density_c += a_c(k) d_sigma_k,  d_features_c += W_c d_features,  and through a_c to the sample's position.
+#pragma once
+
+#include "core/ray_march.h"
+#include "core/storage.h"
+
+namespace evoworld {
+
+struct RenderInputs {
+  GridView grid;
+  MarchParams march;
+  const void* features;     // [V, C] of `storage`
+  const float* density;     // [V], 1/m
+  const float* origins;     // [R, 3], metres
+  const float* directions;  // [R, 3], unit
+  const float* jitter;      // [R] in units of a step, or null: 0.5
+  Storage storage;
+  int64_t num_channels;
+};
+
+struct RenderOutputs {
+  float* features;  // [R, C]
+  float* depth;     // [R]
+  float* opacity;   // [R]
+};
+
+struct RenderOutputGradients {
+  const float* features;  // [R, C]
+  const float* depth;     // [R]
+  const float* opacity;   // [R]
+};
+
+struct RenderInputGradients {
+  float* features;    // [V, C], null when not wanted
+  float* density;     // [V], null when not wanted
+  float* origins;     // [R, 3], null when not wanted; directions alike
+  float* directions;  // [R, 3]
+};
+
+// Densities of a cell's corners, 0 where nothing is allocated. False when all of them are zero.
+EW_HD bool load_densities(const float* density, const int64_t rows[8], float values[8]) {
+  bool any = false;
+  for (int i = 0; i < 8; ++i) {
+    values[i] = rows[i] >= 0 ? density[rows[i]] : 0.0f;
+    any = any || values[i] != 0.0f;
+  }
+  return any;
+}
+
+// The state of a ray between samples: what is left of the light, and the scalars gathered for the current cell.
+struct RayState {
+  float transmittance = 1.0f;
+  float weights[8];  // W_c of the current cell
+  bool touched = false;
+
+  EW_HD void clear() {
+    for (int i = 0; i < 8; ++i) weights[i] = 0.0f;
+    touched = false;
+  }
+
+  // Weight of a sample of density sigma; the transmittance moves past it.
+  EW_HD float absorb(float sigma, float step, const float corner_weights[8]) {
+    const float weight = transmittance * one_minus_exp_negative(sigma * step);
+    transmittance -= weight;
+    for (int i = 0; i < 8; ++i) weights[i] = fmaf(weight, corner_weights[i], weights[i]);
+    touched = true;
+    return weight;
+  }
+};
+
+template <class T, int kChannels>
+struct RenderForward {
+  const RenderInputs& in;
+  const int64_t channels;  // kChannels, or any number where kChannels is 0
+  float* sum;              // [C] of this ray
+  float depth = 0.0f;
+  float opacity = 0.0f;
+  RayState state;
+  int64_t rows[8];
+  float densities[8];
+
+  EW_HD bool cell(const int64_t found[8]) {
+    if (!load_densities(in.density, found, densities)) return false;
+    for (int i = 0; i < 8; ++i) rows[i] = found[i];
+    state.clear();
+    return true;
+  }
+
+  EW_HD bool sample(float t, Float3 fraction) {
+    const float sigma = trilinear(densities, fraction);
+    if (sigma == 0.0f) return true;
+    float corner_weights[8];
+    trilinear_weights(fraction, corner_weights);
+    const float weight = state.absorb(sigma, in.march.step, corner_weights);
+    depth = fmaf(weight, t, depth);
+    opacity += weight;
+    return !(state.transmittance < in.march.min_transmittance);
+  }
+
+  EW_HD void leave() {
+    if (!state.touched) return;
+    const int64_t count = kChannels > 0 ? kChannels : channels;
+    const T* features = static_cast<const T*>(in.features);
+    for (int i = 0; i < 8; ++i) {
+      if (rows[i] < 0) continue;
+      add_scaled<kChannels>(sum, state.weights[i], features + rows[i] * count, count);
+    }
+  }
+};
+
+// `Sink` takes a cell's gradients: void add(const int64_t rows[8], const float weights[8], const float d_density[8]).
+template <class T, int kChannels, class Sink>
+struct RenderBackward {
+  const RenderInputs& in;
+  const int64_t channels;
+  const float* d_features;  // [C] of this ray
+  const float d_depth;
+  const float d_opacity;
+  const bool wants_density;  // or the ray's own gradients: samples of zero density matter too
+  const bool wants_ray;
+  double remaining;  // sum of w_j g_j over the samples not yet passed
+  Sink& sink;
+  Float3 d_base = {0.0f, 0.0f, 0.0f};   // by the line's base: lattice units
+  Float3 d_slope = {0.0f, 0.0f, 0.0f};  // by the line's slope
+  RayState state;
+  int64_t rows[8];
+  float densities[8];
+  float dots[8];  // d_features . F_c
+  float d_densities[8];
+
+  EW_HD bool cell(const int64_t found[8]) {
+    const bool dense = load_densities(in.density, found, densities);
+    bool allocated = false;
+    for (int i = 0; i < 8; ++i) allocated = allocated || found[i] >= 0;
+    if (!dense && !(wants_density && allocated)) return false;
+    const int64_t count = kChannels > 0 ? kChannels : channels;
+    const T* features = static_cast<const T*>(in.features);
+    for (int i = 0; i < 8; ++i) {
+      rows[i] = found[i];
+      d_densities[i] = 0.0f;
+      dots[i] = 0.0f;
+      if (found[i] < 0) continue;
+      dots[i] = dot<kChannels>(d_features, features + found[i] * count, count);
+    }
+    state.clear();
+    return true;
+  }
+
+  EW_HD bool sample(float t, Float3 fraction) {
+    const float step = in.march.step;
+    const float sigma = trilinear(densities, fraction);
+    const float gain = trilinear(dots, fraction) + fmaf(d_depth, t, d_opacity);
+    float corner_weights[8];
+    trilinear_weights(fraction, corner_weights);
+    float weight = 0.0f;
+    if (sigma != 0.0f) {
+      weight = state.absorb(sigma, step, corner_weights);
+      remaining -= static_cast<double>(weight) * gain;
+    }
+    const float d_sigma = step * static_cast<float>(static_cast<double>(state.transmittance) * gain - remaining);
+    for (int i = 0; i < 8; ++i) d_densities[i] = fmaf(corner_weights[i], d_sigma, d_densities[i]);
+    state.touched = true;
+    if (wants_ray) {
+      const Float3 by_density = trilinear_gradient(densities, fraction), by_dot = trilinear_gradient(dots, fraction);
+      const Float3 d_point = {fmaf(d_sigma, by_density.x, weight * by_dot.x),
+                              fmaf(d_sigma, by_density.y, weight * by_dot.y),
+                              fmaf(d_sigma, by_density.z, weight * by_dot.z)};
+      d_base = {d_base.x + d_point.x, d_base.y + d_point.y, d_base.z + d_point.z};
+      d_slope = {fmaf(t, d_point.x, d_slope.x), fmaf(t, d_point.y, d_slope.y), fmaf(t, d_point.z, d_slope.z)};
+    }
+    return !(state.transmittance < in.march.min_transmittance);
+  }
+
+  EW_HD void leave() {
+    if (state.touched) sink.add(rows, state.weights, d_densities);
+  }
+};
+
+}  // namespace evoworld

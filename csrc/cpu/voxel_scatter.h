@@ -1,0 +1,34 @@
+// voxel_scatter on the CPU: all rays of a call, on up to `num_threads` threads, with the same bits for any number of them.
+#pragma once
+
+#include "core/voxel_scatter.h"
+
+namespace evoworld {
+
+// Adds to out.feature_sum and out.weight_sum.
+void voxel_scatter_forward(const ScatterInputs& in, const ScatterOutputs& out, int64_t num_rays, int num_threads);
+
+// Overwrites the gradients that are wanted.
+void voxel_scatter_backward(const ScatterInputs& in, const ScatterOutputGradients& d_out,
+                            const ScatterInputGradients& gradients, int64_t num_rays, int num_threads);
+
+// Pages are dealt into classes; a class of rows has one writer, so no update is lost and its order is that of the rays.
+constexpr int kScatterClasses = 256;
+
+EW_HD int scatter_class(Int3 page) {
+  const uint32_t mixed = static_cast<uint32_t>(page.x) * 73856093u ^ static_cast<uint32_t>(page.y) * 19349663u ^
+                         static_cast<uint32_t>(page.z) * 83492791u;
+  return static_cast<int>((mixed ^ (mixed >> 15)) % kScatterClasses);
+}
+
+// The kernels proper, compiled for each instruction set.
+// classify: writes for rays [begin, end) the classes that a ray's corners fall into, up to 8; `counts[c]` grows by one for each.
+// `order` null: only counts; otherwise ray numbers are written to order[counts[c]++].
+void scatter_classify_rays(const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, int32_t* order);
+// Adds the rays order[begin, end), in this order, to the corners whose page is of the class.
+void scatter_forward_rays(const ScatterInputs& in, const ScatterOutputs& out, int class_index, const int32_t* order,
+                          int64_t begin, int64_t end);
+void scatter_backward_rays(const ScatterInputs& in, const ScatterOutputGradients& d_out,
+                           const ScatterInputGradients& gradients, int64_t begin, int64_t end);
+
+}  // namespace evoworld

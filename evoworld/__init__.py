@@ -1,0 +1,31 @@
+"""EvoWorld: a 360° world you can generate, remember and walk through.
+
+``import evoworld`` loads neither triton nor any optional dependency; the parts below are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import data, evaluation, geometry, ops, reference, world
+    from .ops.backend import backend
+
+__version__ = "0.1.0"
+
+_MODULES = ("data", "evaluation", "geometry", "ops", "reference", "world")
+
+__all__ = ["__version__", "backend", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name == "backend":
+        return importlib.import_module(".ops.backend", __name__).backend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

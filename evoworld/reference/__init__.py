@@ -1,0 +1,6 @@
+"""Every op as straight-line PyTorch: the specification. Any device, float64 too, gradients by autograd."""
+
+from .volume_render import volume_render
+from .voxel_scatter import voxel_scatter
+
+__all__ = ["volume_render", "voxel_scatter"]
