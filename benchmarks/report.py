@@ -10,7 +10,6 @@ from pathlib import Path
 from benchmarks.harness import Row, Target
 from benchmarks.machine import Ceilings
 
-
 FLOOR_NOTE = (
     "Bytes and FLOPs are the least a case needs: each input read once, each output written once. "
     "The fractions hold them, over the median time, against the measured ceilings below."

@@ -14,16 +14,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "evaluation", "geometry", "ops", "reference", "world")
-
-__all__ = ["__version__", "backend", *_MODULES]
+__all__ = ["__version__", "backend", "data", "evaluation", "geometry", "ops", "reference", "world"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
     if name == "backend":
         return importlib.import_module(".ops.backend", __name__).backend
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

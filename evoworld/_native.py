@@ -41,7 +41,7 @@ def left_out() -> list[str]:
 
 @cache
 def missing(name: str) -> str | None:
-    """Loads the library ``cpu`` or ``cuda`` if that has not been tried: None when it is loaded, else what is missing."""
+    """Loads the library ``cpu`` or ``cuda`` if not tried before: None when it is loaded, otherwise what is missing."""
     file = path(name)
     if file is None:
         return f"switched off by {VARIABLE}=none"
@@ -64,7 +64,7 @@ def load() -> None:
 
 
 def fact(name: str, function: str) -> str | None:
-    """What a loaded library's ``const char* function()`` returns; None where the library or the function is not there."""
+    """What a loaded library's ``const char* function()`` returns; None where library or function is not there."""
     if missing(name) is not None:
         return None
     try:

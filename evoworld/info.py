@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import os
 import platform
 
 # Extra -> distribution -> the module it brings. pyproject.toml has the versions; a test compares the two.
@@ -34,6 +35,7 @@ def describe() -> str:
         ("native libraries", library_rows()),
         ("build", build_rows()),
         ("ops", op_rows()),
+        ("backends", backend_rows()),
         ("extras", extra_rows()),
     ]
     width = max(len(label) for _, rows in sections for label, _ in rows)
@@ -93,23 +95,37 @@ def build_rows() -> list[Row]:
 
 
 def op_rows() -> list[Row]:
-    """A row for each op and kind of tensor: the backend chosen, and why the others are not."""
+    """A row for each op and kind of tensor: the backend that serves it, and who chose that backend."""
     import torch
 
-    from .ops.backend import OPS, available, select
+    from .ops.backend import OPS, VARIABLE, select
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    why = f"asked for by {VARIABLE}" if os.environ.get(VARIABLE) else "the best that is there"
     rows = []
     for op in OPS:
         for device in devices:
             try:
-                chosen = select(op, torch.device(device), torch.float32)
+                chosen = f"{device} tensors: {select(op, torch.device(device), torch.float32)}, {why}"
             except (RuntimeError, ValueError) as error:
-                chosen = f"none: {error}"
-            rows.append((f"{op} ({device})", chosen))
-        for name, reason in available(op).items():
-            if reason:
-                rows.append(("", f"{name} not: {reason}"))
+                chosen = f"{device} tensors: none: {error}"
+            rows.append((op, chosen))
+    return rows
+
+
+def backend_rows() -> list[Row]:
+    """A row for each backend: the ops it serves, and for the others the reason."""
+    from .ops.backend import BACKENDS, OPS, available
+
+    rows = []
+    for name in BACKENDS:
+        ops_by_reason: dict[str | None, list[str]] = {}
+        for op in OPS:
+            reason = available(op)[name]
+            ops_by_reason.setdefault(reason and reason.removeprefix(f"{op} "), []).append(op)
+        for reason, ops in ops_by_reason.items():
+            which = "all ops" if len(ops) == len(OPS) else ", ".join(ops)
+            rows.append((name, f"not for {which}: {reason}" if reason else f"for {which}"))
     return rows
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import reference
 from .geometry import Panorama, SparseGrid
+from .ops.backend import available
 from .reference.sparse_grid import cell_corners, lattice_coordinates
 
 Arguments = dict[str, object]
@@ -41,7 +42,7 @@ class Case:
     dtype: torch.dtype = torch.float32  # of the features; all else is float32
     num_rays: int = 53
     voxel_size: float = 0.21
-    room_at: tuple[float, float, float] = (-1.3, -1.1, -0.9)  # its lowest corner, metres
+    room_at: tuple[float, float, float] = (-1.31, -1.07, -0.93)  # its lowest corner, metres
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
     rays: str = "panorama"  # see _rays()
     grid: str = "room"  # "room", "patch" (one spot of a wall) or "empty"
@@ -147,7 +148,7 @@ _SHARED = (
     {"name": "negative_coordinates", "room_at": (-9.0, -8.0, -7.0)},
     {"name": "far_from_origin", "room_at": (300.0, -300.0, 310.0)},
     {"name": "grid_origin", "origin": (0.31, -0.17, 0.05)},
-    {"name": "several_pages", "voxel_size": 0.07, "num_rays": 201},
+    {"name": "several_pages", "voxel_size": 0.027, "num_rays": 201},
     {"name": "patch", "grid": "patch", "num_rays": 301},
     {"name": "empty_grid", "grid": "empty"},
     {"name": "no_rays", "num_rays": 0},
@@ -174,6 +175,7 @@ RENDER_CASES: dict[str, RenderCase] = _cases(
     {"name": "transparent", "density": "zero"},
     {"name": "opaque", "density": "opaque"},
     {"name": "opaque_exact", "density": "opaque", "min_transmittance": 0.0},
+    {"name": "dense", "density": "dense"},
     {"name": "thin", "density": "thin"},
     {"name": "negative_density", "density": "signed", "min_transmittance": 0.0},
     {"name": "holes", "density": "holes", "channels": 8},
@@ -246,7 +248,10 @@ def _density(case: RenderCase, grid: SparseGrid, draw: torch.Generator) -> Tenso
     if case.density == "zero":
         return torch.zeros_like(noise)
     if case.density == "opaque":
-        return 1e4 + 0 * noise  # alpha rounds to 1
+        beyond = grid.voxel_positions()[:, 0] > case.eye()[0]
+        return torch.where(beyond, 1e3, 6 * noise)  # alpha rounds to 1 on one side of the room
+    if case.density == "dense":
+        return 120 * noise  # one sample takes most of the light, not all
     if case.density == "thin":
         return 1e-3 * noise
     if case.density == "signed":
@@ -286,6 +291,12 @@ def _is_clear(
     return clear.all(-1)
 
 
+def backends(op: str) -> list[tuple[str, str]]:
+    """Each backend that can serve the op here, with a device for its tensors."""
+    devices = {"cuda": "cuda", "triton": "cuda"}
+    return [(name, devices.get(name, "cpu")) for name, missing in available(op).items() if missing is None]
+
+
 def evaluate(
     op: Callable[..., tuple[Tensor, ...]],
     arguments: Arguments,
@@ -307,7 +318,8 @@ def evaluate(
     draw = torch.Generator().manual_seed(0)
     # Eighths are exact in every dtype.
     upstream = [(torch.randint(-8, 9, x.shape, generator=draw) / 8).to(x) for x in outputs]
-    gradients = torch.autograd.grad(outputs, list(leaves.values()), upstream)
+    loss = sum((x * d_x).sum() for x, d_x in zip(outputs, upstream, strict=True) if x.requires_grad)
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
     results = {str(i): x.detach() for i, x in enumerate(outputs)}
     results.update({f"d_{name}": x for name, x in zip(leaves, gradients, strict=True)})
     return {name: x.cpu() for name, x in results.items()}

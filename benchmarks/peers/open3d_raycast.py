@@ -14,13 +14,22 @@ from torch import Tensor
 from evoworld.data import Frame
 from evoworld.geometry import Panorama, Pinhole, invert_pose, make_pose
 
-FACE = 256  # pixels along an edge of the faces that are integrated: about the panorama's resolution
-BLOCK = 8  # voxels along an edge of a block
-TRUNCATION = 4.0  # voxels: wide enough for 5 cm voxels, and fewer blocks to walk through than the default 8
+# Its range map warns and grows on every other call.
+o3d.utility.set_verbosity_level(o3d.utility.VerbosityLevel.Error)
+
+FACE = 256  # pixels along an edge of the faces that are integrated: finer than the panorama
+VIEW = Pinhole(
+    256, 512, fx=128.0, fy=128.0, cx=256.0, cy=128.0
+)  # as many rays as a 256 x 512 panorama, 127 x 90 degrees
+BLOCK = 16  # voxels along an edge of a block: Open3D's default
+TRUNCATION = 8.0  # voxels: Open3D's default; at 4 surfaces tear
 
 
 class SurfaceGrid:
-    """A TSDF of some frames; `cast` renders the depth of a pinhole view from it."""
+    """A TSDF of some frames; `cast` renders the depth of a pinhole view from it.
+
+    Sides of a view are multiples of 8, the factor of Open3D's coarse range map: others lose their last pixels.
+    """
 
     def __init__(self, frames: Sequence[Frame], voxel_size: float, far: float, max_blocks: int = 60_000) -> None:
         self.far = far

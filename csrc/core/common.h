@@ -38,7 +38,8 @@ EW_HD float bits_to_float(uint32_t bits) {
 EW_HD float widen(float value) { return value; }
 EW_HD float widen(BFloat16 value) { return bits_to_float(static_cast<uint32_t>(value.bits) << 16); }
 EW_HD float widen(Half value) {
-  // Shift exponent and mantissa into place and rescale by 2^(127 - 15): exact, subnormals included, and free of branches.
+  // Shift exponent and mantissa into place and rescale by 2^(127 - 15): exact, subnormals included, and free of
+  // branches.
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const float scaled = bits_to_float(magnitude) * bits_to_float(0x77800000u);

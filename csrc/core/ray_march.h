@@ -1,7 +1,8 @@
 // Walks the samples t_k = near + (k + jitter) * step of one ray through the active bricks of a sparse grid.
 //
-// Skipping moves k, never a sample: each t_k and its lattice coordinate come from the closed form, so the samples that are
-// visited are bit for bit those of a walk that skips nothing. Leaps are shortened by a margin above their rounding error.
+// Skipping moves k, never a sample: each t_k and its lattice coordinate come from the closed form, so the samples that
+// are visited are bit for bit those of a walk that skips nothing. Leaps are shortened by a margin above their rounding
+// error.
 #pragma once
 
 #include "core/sparse_grid.h"
@@ -27,7 +28,8 @@ struct SampleRange {
   int32_t last;
 };
 
-EW_HD SampleRange samples_in_grid(const GridView& grid, const LatticeLine& line, const MarchParams& march, float jitter) {
+EW_HD SampleRange samples_in_grid(const GridView& grid, const LatticeLine& line, const MarchParams& march,
+                                  float jitter) {
   constexpr int shift = kBrickShift + kPageShift;
   constexpr float kSlack = 1.0e-3f;  // relative, against the rounding of the slab distances
   const float base[3] = {line.base.x, line.base.y, line.base.z};
@@ -55,7 +57,8 @@ EW_HD SampleRange samples_in_grid(const GridView& grid, const LatticeLine& line,
   return range;
 }
 
-// Distance at which the ray leaves the inactive cube around `cell` that `entry` vouches for, less `margin` lattice units.
+// Distance at which the ray leaves the inactive cube around `cell` that `entry` vouches for, less `margin` lattice
+// units.
 EW_HD float leave_inactive(const LatticeLine& line, const Float3& inverse_slope, Int3 cell, const BrickEntry& entry,
                            float margin) {
   const Int3 unit = shift_down(cell, entry.shift);

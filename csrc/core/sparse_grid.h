@@ -1,22 +1,22 @@
 // Addressing of the sparse grid: bricks of 4^3 lattice points, found through two dense tables.
 //
-// directory[page - page_origin] holds a page's index or, negative, -1 - (Chebyshev distance in pages to the nearest page);
-// pages[index][brick in page]   holds a brick's index or, negative, -1 - (Chebyshev distance in bricks to the nearest active
-// brick, 0 for an active one). A brick is active when it or one of its 7 upper neighbours is allocated: the cells whose low
-// corner lies in it then touch allocated lattice points. Distances saturate at kMaxDistance.
+// directory[page - page_origin] holds a page's index or, negative, -1 - (Chebyshev distance in pages to the nearest
+// page); pages[index][brick in page]   holds a brick's index or, negative, -1 - (Chebyshev distance in bricks to the
+// nearest active brick, 0 for an active one). A brick is active when it or one of its 7 upper neighbours is allocated:
+// the cells whose low corner lies in it then touch allocated lattice points. Distances saturate at kMaxDistance.
 #pragma once
 
 #include "core/common.h"
 
 namespace evoworld {
 
-constexpr int kBrickEdge = 4;      // lattice points along a brick
-constexpr int kBrickShift = 2;     // log2(kBrickEdge)
-constexpr int kBrickVoxels = 64;   // kBrickEdge^3
-constexpr int kPageEdge = 8;       // bricks along a page
-constexpr int kPageShift = 3;      // log2(kPageEdge)
-constexpr int kPageBricks = 512;   // kPageEdge^3
-constexpr int kMaxDistance = 8;    // larger distances are stored as this one
+constexpr int kBrickEdge = 4;                    // lattice points along a brick
+constexpr int kBrickShift = 2;                   // log2(kBrickEdge)
+constexpr int kBrickVoxels = 64;                 // kBrickEdge^3
+constexpr int kPageEdge = 8;                     // bricks along a page
+constexpr int kPageShift = 3;                    // log2(kPageEdge)
+constexpr int kPageBricks = 512;                 // kPageEdge^3
+constexpr int kMaxDistance = 8;                  // larger distances are stored as this one
 constexpr int64_t kNoRow = -(int64_t{1} << 62);  // stays negative after adding any offset within a brick
 
 struct GridView {
@@ -28,8 +28,8 @@ struct GridView {
   float voxel_size;          // metres between lattice points
 };
 
-// What the tables say of one brick. `brick` >= 0: its index. Otherwise it is not allocated, and with `distance` > 0 every
-// brick closer than `distance` (in units of 1 << shift lattice points, around `unit`) is inactive.
+// What the tables say of one brick. `brick` >= 0: its index. Otherwise it is not allocated, and with `distance` > 0
+// every brick closer than `distance` (in units of 1 << shift lattice points, around `unit`) is inactive.
 struct BrickEntry {
   int32_t brick;
   int32_t distance;
@@ -84,7 +84,8 @@ EW_HD void find_neighbour_rows(const GridView& grid, Int3 brick, int64_t rows[8]
   }
 }
 
-// Value rows of the 8 corners of a cell, from the first rows of the bricks around its low corner; negative: not allocated.
+// Value rows of the 8 corners of a cell, from the first rows of the bricks around its low corner; negative: not
+// allocated.
 EW_HD void find_cell_rows(const int64_t brick_rows[8], Int3 cell, int64_t rows[8]) {
   const int x = cell.x & (kBrickEdge - 1), y = cell.y & (kBrickEdge - 1), z = cell.z & (kBrickEdge - 1);
   if (x < kBrickEdge - 1 && y < kBrickEdge - 1 && z < kBrickEdge - 1) {

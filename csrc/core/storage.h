@@ -9,8 +9,8 @@ enum class Storage { float32, float16, bfloat16 };
 
 EW_HD Float3 load3(const float* values, int64_t i) { return {values[3 * i], values[3 * i + 1], values[3 * i + 2]}; }
 
-// a . b over `count` channels, kChannels of them when that is not 0. Up to 16 partial sums, folded in halves: what vector
-// registers hold, in an order that does not depend on their width.
+// a . b over `count` channels, kChannels of them when that is not 0. Up to 16 partial sums, folded in halves: what
+// vector registers hold, in an order that does not depend on their width.
 template <int kChannels, class T>
 EW_HD float dot(const float* a, const T* b, int64_t count) {
   constexpr int kLanes = kChannels > 0 && kChannels < 16 ? kChannels : 16;

@@ -6,7 +6,8 @@
 // f is trilinear in the 8 corner rows F_c of the current cell, so a cell's samples only add to 8 scalars
 // W_c = sum_k w_k a_c(k), and the rows are read once when the ray leaves the cell: features += sum_c W_c F_c.
 //
-// Backward, with g_k = d_features . f(t_k) + d_depth t_k + d_opacity (trilinear in the 8 dot products d_features . F_c):
+// Backward, with g_k = d_features . f(t_k) + d_depth t_k + d_opacity (trilinear in the 8 dot products d_features .
+// F_c):
 //   d_sigma_k = step (T_{k+1} g_k - sum_{j>k} w_j g_j),  the suffix being total - prefix, in double;
 //   d_density_c += a_c(k) d_sigma_k,  d_features_c += W_c d_features,  and through a_c to the sample's position.
 #pragma once
@@ -56,6 +57,8 @@ EW_HD bool load_densities(const float* density, const int64_t rows[8], float val
   }
   return any;
 }
+
+constexpr float kNoLight = 5.9604645e-8f;  // 2^-24: a transmittance that float32 cannot tell from an opaque ray's
 
 // The state of a ray between samples: what is left of the light, and the scalars gathered for the current cell.
 struct RayState {
@@ -167,6 +170,8 @@ struct RenderBackward {
       weight = state.absorb(sigma, step, corner_weights);
       remaining -= static_cast<double>(weight) * gain;
     }
+    // What is left of a float32 total when the light is gone is rounding, which a steep density would multiply.
+    if (state.transmittance < fmaxf(in.march.min_transmittance, kNoLight)) remaining = 0.0;
     const float d_sigma = step * static_cast<float>(static_cast<double>(state.transmittance) * gain - remaining);
     for (int i = 0; i < 8; ++i) d_densities[i] = fmaf(corner_weights[i], d_sigma, d_densities[i]);
     state.touched = true;

@@ -43,7 +43,8 @@ struct ScatterInputGradients {
   float* weight;      // [R], null when not wanted
 };
 
-// The cell and fraction of a ray's point. False where it has none: depth not positive or not finite, or beyond any grid.
+// The cell and fraction of a ray's point. False where it has none: depth not positive or not finite, or beyond any
+// grid.
 EW_HD bool scatter_point(const ScatterInputs& in, int64_t ray, CellPoint& point) {
   const float t = in.depth[ray];
   if (!(t > 0.0f && t < INFINITY)) return false;

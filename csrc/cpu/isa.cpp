@@ -8,7 +8,7 @@ namespace evoworld {
 namespace {
 
 Isa best_isa() {
-#if defined(__x86_64__)
+#if defined(EW_X86_KERNELS)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
@@ -48,3 +48,8 @@ const char* isa_name(Isa isa) {
 }
 
 }  // namespace evoworld
+
+// For `evoworld info`.
+extern "C" __attribute__((visibility("default"))) const char* evoworld_cpu_isa() {
+  return evoworld::isa_name(evoworld::current_isa());
+}

@@ -12,26 +12,26 @@ const char* isa_name(Isa isa);
 }  // namespace evoworld
 
 // Defines `result name parameters` (parameters in parentheses), which calls the copy for the current instruction set.
-#if defined(__x86_64__)
-#define EW_DISPATCH_ISA(name, parameters, ...)               \
-  namespace baseline {                                       \
-  void name parameters;                                      \
-  }                                                          \
-  namespace avx2 {                                           \
-  void name parameters;                                      \
-  }                                                          \
-  namespace avx512 {                                         \
-  void name parameters;                                      \
-  }                                                          \
-  void name parameters {                                     \
-    switch (current_isa()) {                                 \
-      case Isa::avx512:                                      \
-        return avx512::name(__VA_ARGS__);                    \
-      case Isa::avx2:                                        \
-        return avx2::name(__VA_ARGS__);                      \
-      case Isa::baseline:                                    \
-        return baseline::name(__VA_ARGS__);                  \
-    }                                                        \
+#if defined(EW_X86_KERNELS)
+#define EW_DISPATCH_ISA(name, parameters, ...) \
+  namespace baseline {                         \
+  void name parameters;                        \
+  }                                            \
+  namespace avx2 {                             \
+  void name parameters;                        \
+  }                                            \
+  namespace avx512 {                           \
+  void name parameters;                        \
+  }                                            \
+  void name parameters {                       \
+    switch (current_isa()) {                   \
+      case Isa::avx512:                        \
+        return avx512::name(__VA_ARGS__);      \
+      case Isa::avx2:                          \
+        return avx2::name(__VA_ARGS__);        \
+      case Isa::baseline:                      \
+        return baseline::name(__VA_ARGS__);    \
+    }                                          \
   }
 #else
 #define EW_DISPATCH_ISA(name, parameters, ...) \

@@ -78,7 +78,8 @@ class Pool {
   int num_threads_ = 0;
 };
 
-// Never destroyed: its threads may outlive static destruction. A forked child has none of its threads, so it gets a new one.
+// Never destroyed: its threads may outlive static destruction. A forked child has none of its threads, so it gets a new
+// one.
 Pool& pool() {
   static std::atomic<Pool*> current{nullptr};
   static std::atomic<pid_t> owner{0};

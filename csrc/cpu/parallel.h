@@ -1,7 +1,8 @@
 // A small thread pool for the CPU kernels: work is handed out in chunks as threads come free, and idle threads sleep.
 //
-// OpenMP's teams spin at barriers and wait for every member: on a busy machine two of its threads are slower than one. Here a
-// thread that gets no processor takes no chunk, and the caller never waits for more than the chunks already begun.
+// OpenMP's teams spin at barriers and wait for every member: on a busy machine two of its threads are slower than one.
+// Here a thread that gets no processor takes no chunk, and the caller never waits for more than the chunks already
+// begun.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +10,8 @@
 
 namespace evoworld {
 
-// Calls body(begin, end) for consecutive ranges of at most `grain` that cover [0, count), on up to `num_threads` threads.
-// An exception of the body is rethrown to the caller after all chunks that had begun are done.
+// Calls body(begin, end) for consecutive ranges of at most `grain` that cover [0, count), on up to `num_threads`
+// threads. An exception of the body is rethrown to the caller after all chunks that had begun are done.
 void parallel_for(int64_t count, int64_t grain, int num_threads, const std::function<void(int64_t, int64_t)>& body);
 
 }  // namespace evoworld

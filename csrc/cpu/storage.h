@@ -1,6 +1,11 @@
-// Picks the copy of a kernel template <class T, int kChannels> for a storage type and a number of channels (0: any number).
+// Picks the copy of a kernel template <class T, int kChannels> for a storage type and a number of channels (0: any
+// number).
 #pragma once
 
+#if defined(EW_FEW_CHANNELS)  // sanitizer builds: the other widths differ in nothing but the constant
+#define EW_DISPATCH_CHANNELS(channels, kernel, T, ...) \
+  return channels == 16 ? kernel<T, 16>(__VA_ARGS__) : kernel<T, 0>(__VA_ARGS__);
+#else
 #define EW_DISPATCH_CHANNELS(channels, kernel, T, ...) \
   switch (channels) {                                  \
     case 4:                                            \
@@ -16,13 +21,14 @@
     default:                                           \
       return kernel<T, 0>(__VA_ARGS__);                \
   }
+#endif
 
-#define EW_DISPATCH_STORAGE(storage, channels, kernel, ...)             \
-  switch (storage) {                                                    \
-    case Storage::float32:                                              \
-      EW_DISPATCH_CHANNELS(channels, kernel, float, __VA_ARGS__)        \
-    case Storage::float16:                                              \
-      EW_DISPATCH_CHANNELS(channels, kernel, Half, __VA_ARGS__)         \
-    case Storage::bfloat16:                                             \
-      EW_DISPATCH_CHANNELS(channels, kernel, BFloat16, __VA_ARGS__)     \
+#define EW_DISPATCH_STORAGE(storage, channels, kernel, ...)         \
+  switch (storage) {                                                \
+    case Storage::float32:                                          \
+      EW_DISPATCH_CHANNELS(channels, kernel, float, __VA_ARGS__)    \
+    case Storage::float16:                                          \
+      EW_DISPATCH_CHANNELS(channels, kernel, Half, __VA_ARGS__)     \
+    case Storage::bfloat16:                                         \
+      EW_DISPATCH_CHANNELS(channels, kernel, BFloat16, __VA_ARGS__) \
   }

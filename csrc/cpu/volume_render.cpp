@@ -9,12 +9,13 @@
 namespace evoworld {
 namespace {
 
-constexpr int64_t kRaysPerChunk = 512;  // a panorama row: neighbouring rays share bricks, and a chunk lasts well under 1 ms
+constexpr int64_t kRaysPerChunk =
+    512;  // a panorama row: neighbouring rays share bricks, and a chunk lasts well under 1 ms
 
 }  // namespace
 
-EW_DISPATCH_ISA(render_forward_rays,
-                (const RenderInputs& in, const RenderOutputs& out, int64_t begin, int64_t end), in, out, begin, end)
+EW_DISPATCH_ISA(render_forward_rays, (const RenderInputs& in, const RenderOutputs& out, int64_t begin, int64_t end), in,
+                out, begin, end)
 EW_DISPATCH_ISA(render_backward_rays,
                 (const RenderInputs& in, const RenderOutputs& out, const RenderOutputGradients& d_out,
                  const RenderInputGradients& gradients, BrickLocks* locks, int64_t begin, int64_t end),

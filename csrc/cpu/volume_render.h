@@ -7,8 +7,8 @@ namespace evoworld {
 
 void volume_render_forward(const RenderInputs& in, const RenderOutputs& out, int64_t num_rays, int num_threads);
 
-// Adds to gradients.features and .density (zeroed by the caller) and overwrites those of the rays. Rows that several rays
-// reach are added up in the order in which threads come by; with one thread the order, and every bit, is fixed.
+// Adds to gradients.features and .density (zeroed by the caller) and overwrites those of the rays. Rows that several
+// rays reach are added up in the order in which threads come by; with one thread the order, and every bit, is fixed.
 void volume_render_backward(const RenderInputs& in, const RenderOutputs& out, const RenderOutputGradients& d_out,
                             const RenderInputGradients& gradients, int64_t num_rays, int num_threads);
 

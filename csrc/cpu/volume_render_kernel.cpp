@@ -1,4 +1,5 @@
-// volume_render, one instruction set: a loop over rays around core/'s ray body, specialised by storage type and channels.
+// volume_render, one instruction set: a loop over rays around core/'s ray body, specialised by storage type and
+// channels.
 #include "core/volume_render.h"
 #include "cpu/locks.h"
 #include "cpu/storage.h"
@@ -67,9 +68,9 @@ void backward_rays(const RenderInputs& in, const RenderOutputs& out, const Rende
       total += static_cast<double>(d_features[c]) * out.features[ray * channels + c];
     }
     RowSink<kChannels> sink{gradients, locks, channels, d_features};
-    RenderBackward<T, kChannels, RowSink<kChannels>> visitor{in, channels, d_features, d_out.depth[ray],
-                                                             d_out.opacity[ray], gradients.density != nullptr,
-                                                             wants_ray, total, sink};
+    RenderBackward<T, kChannels, RowSink<kChannels>> visitor{
+        in,        channels, d_features, d_out.depth[ray], d_out.opacity[ray], gradients.density != nullptr,
+        wants_ray, total,    sink};
     const LatticeLine line = lattice_line(in.grid, load3(in.origins, ray), load3(in.directions, ray));
     march_ray(in.grid, line, in.march, in.jitter != nullptr ? in.jitter[ray] : kMidStep, visitor);
     if (wants_ray) {

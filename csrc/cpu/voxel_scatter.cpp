@@ -9,7 +9,7 @@
 namespace evoworld {
 namespace {
 
-constexpr int64_t kRaysPerChunk = 4096;        // classified at a time; fixed, so that the order never depends on threads
+constexpr int64_t kRaysPerChunk = 4096;  // classified at a time; fixed, so that the order never depends on threads
 constexpr int64_t kBackwardRaysPerChunk = 512;
 constexpr int64_t kRaysPerPass = int64_t{1} << 30;  // ray numbers within a pass fit int32
 
@@ -35,8 +35,8 @@ EW_DISPATCH_ISA(scatter_forward_rays,
                  int64_t begin, int64_t end),
                 in, out, class_index, order, begin, end)
 EW_DISPATCH_ISA(scatter_backward_rays,
-                (const ScatterInputs& in, const ScatterOutputGradients& d_out,
-                 const ScatterInputGradients& gradients, int64_t begin, int64_t end),
+                (const ScatterInputs& in, const ScatterOutputGradients& d_out, const ScatterInputGradients& gradients,
+                 int64_t begin, int64_t end),
                 in, d_out, gradients, begin, end)
 
 namespace {
@@ -82,9 +82,8 @@ void voxel_scatter_forward(const ScatterInputs& in, const ScatterOutputs& out, i
 
 void voxel_scatter_backward(const ScatterInputs& in, const ScatterOutputGradients& d_out,
                             const ScatterInputGradients& gradients, int64_t num_rays, int num_threads) {
-  parallel_for(num_rays, kBackwardRaysPerChunk, num_threads, [&](int64_t begin, int64_t end) {
-    scatter_backward_rays(in, d_out, gradients, begin, end);
-  });
+  parallel_for(num_rays, kBackwardRaysPerChunk, num_threads,
+               [&](int64_t begin, int64_t end) { scatter_backward_rays(in, d_out, gradients, begin, end); });
 }
 
 }  // namespace evoworld

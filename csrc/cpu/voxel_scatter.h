@@ -1,4 +1,5 @@
-// voxel_scatter on the CPU: all rays of a call, on up to `num_threads` threads, with the same bits for any number of them.
+// voxel_scatter on the CPU: all rays of a call, on up to `num_threads` threads, with the same bits for any number of
+// them.
 #pragma once
 
 #include "core/voxel_scatter.h"
@@ -22,8 +23,8 @@ EW_HD int scatter_class(Int3 page) {
 }
 
 // The kernels proper, compiled for each instruction set.
-// classify: writes for rays [begin, end) the classes that a ray's corners fall into, up to 8; `counts[c]` grows by one for each.
-// `order` null: only counts; otherwise ray numbers are written to order[counts[c]++].
+// classify: writes for rays [begin, end) the classes that a ray's corners fall into, up to 8; `counts[c]` grows by one
+// for each. `order` null: only counts; otherwise ray numbers are written to order[counts[c]++].
 void scatter_classify_rays(const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, int32_t* order);
 // Adds the rays order[begin, end), in this order, to the corners whose page is of the class.
 void scatter_forward_rays(const ScatterInputs& in, const ScatterOutputs& out, int class_index, const int32_t* order,

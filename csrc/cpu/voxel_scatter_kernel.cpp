@@ -1,8 +1,7 @@
-// voxel_scatter, one instruction set. Neighbouring pixels often share a cell, so a cell's 8 rows are gathered on the stack
-// and go to memory when the cell changes.
-#include "cpu/voxel_scatter.h"
-
+// voxel_scatter, one instruction set. Neighbouring pixels often share a cell, so a cell's 8 rows are gathered on the
+// stack and go to memory when the cell changes.
 #include "cpu/storage.h"
+#include "cpu/voxel_scatter.h"
 
 namespace evoworld {
 namespace EW_ISA {
@@ -61,7 +60,7 @@ void forward_rays(const ScatterInputs& in, const ScatterOutputs& out, int class_
   };
   for (int64_t j = begin; j < end; ++j) {
     const int64_t ray = order[j];
-    CellPoint point;
+    CellPoint point = {};
     scatter_point(in, ray, point);
     if (!same(point.cell, at.cell)) {
       flush();
@@ -93,12 +92,12 @@ void forward_rays(const ScatterInputs& in, const ScatterOutputs& out, int class_
 }
 
 template <class T, int kChannels>
-void backward_rays(const ScatterInputs& in, const ScatterOutputGradients& d_out,
-                   const ScatterInputGradients& gradients, int64_t begin, int64_t end) {
+void backward_rays(const ScatterInputs& in, const ScatterOutputGradients& d_out, const ScatterInputGradients& gradients,
+                   int64_t begin, int64_t end) {
   const int64_t channels = kChannels > 0 ? kChannels : in.num_channels;
   CellRows at;
   for (int64_t ray = begin; ray < end; ++ray) {
-    CellPoint point;
+    CellPoint point = {};
     const bool valid = scatter_point(in, ray, point);
     float corner_weights[8] = {};
     if (valid) {
@@ -126,8 +125,8 @@ void backward_rays(const ScatterInputs& in, const ScatterOutputGradients& d_out,
     for (int i = 0; i < 8; ++i) {
       gains[i] = 0.0f;
       if (!valid || at.rows[i] < 0) continue;
-      gains[i] = dot<kChannels>(d_out.feature_sum + at.rows[i] * channels, value, channels) +
-                 d_out.weight_sum[at.rows[i]];
+      gains[i] =
+          dot<kChannels>(d_out.feature_sum + at.rows[i] * channels, value, channels) + d_out.weight_sum[at.rows[i]];
       d_weight = fmaf(corner_weights[i], gains[i], d_weight);
     }
     if (gradients.weight != nullptr) gradients.weight[ray] = d_weight;
@@ -150,7 +149,7 @@ void backward_rays(const ScatterInputs& in, const ScatterOutputGradients& d_out,
 
 void scatter_classify_rays(const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, int32_t* order) {
   for (int64_t ray = begin; ray < end; ++ray) {
-    CellPoint point;
+    CellPoint point = {};
     if (!scatter_point(in, ray, point)) continue;
     const Int3 low = page_of(point.cell);
     int classes[8];

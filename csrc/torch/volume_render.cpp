@@ -41,10 +41,9 @@ std::tuple<Tensor, Tensor, Tensor> volume_render_cpu(const Tensor features, cons
                                                      const std::vector<int64_t> page_origin,
                                                      const std::vector<double> grid_origin, double voxel_size,
                                                      double near, double far, double step, double min_transmittance) {
-  const RenderInputs in =
-      render_inputs(features, density, origins, directions, jitter,
-                    grid_view(directory, pages, page_origin, grid_origin, voxel_size),
-                    march_params(near, far, step, min_transmittance));
+  const RenderInputs in = render_inputs(features, density, origins, directions, jitter,
+                                        grid_view(directory, pages, page_origin, grid_origin, voxel_size),
+                                        march_params(near, far, step, min_transmittance));
   const int64_t num_rays = origins.size(0);
   Tensor out_features = new_empty(density, {num_rays, in.num_channels});
   Tensor out_depth = new_empty(density, {num_rays});
@@ -61,10 +60,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> volume_render_backward_cpu(
     const std::vector<int64_t> page_origin, const std::vector<double> grid_origin, double voxel_size, double near,
     double far, double step, double min_transmittance, bool wants_features, bool wants_density, bool wants_rays,
     bool deterministic) {
-  const RenderInputs in =
-      render_inputs(features, density, origins, directions, jitter,
-                    grid_view(directory, pages, page_origin, grid_origin, voxel_size),
-                    march_params(near, far, step, min_transmittance));
+  const RenderInputs in = render_inputs(features, density, origins, directions, jitter,
+                                        grid_view(directory, pages, page_origin, grid_origin, voxel_size),
+                                        march_params(near, far, step, min_transmittance));
   const int64_t num_rays = origins.size(0);
   check_tensor("d_features", d_features, ScalarType::Float, {num_rays, in.num_channels});
   check_tensor("d_depth", d_depth, ScalarType::Float, {num_rays});
@@ -77,10 +75,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> volume_render_backward_cpu(
   Tensor by_density = new_zeros(density, {wants_density ? density.size(0) : 0});
   Tensor by_origins = new_zeros(density, {wants_rays ? num_rays : 0, 3});
   Tensor by_directions = new_zeros(density, {wants_rays ? num_rays : 0, 3});
-  const RenderInputGradients gradients = {wants_features ? data_of<float>(by_features) : nullptr,
-                                          wants_density ? data_of<float>(by_density) : nullptr,
-                                          wants_rays ? data_of<float>(by_origins) : nullptr,
-                                          wants_rays ? data_of<float>(by_directions) : nullptr};
+  const RenderInputGradients gradients = {
+      wants_features ? data_of<float>(by_features) : nullptr, wants_density ? data_of<float>(by_density) : nullptr,
+      wants_rays ? data_of<float>(by_origins) : nullptr, wants_rays ? data_of<float>(by_directions) : nullptr};
   volume_render_backward(
       in, {data_of<float>(out_features), data_of<float>(out_depth), data_of<float>(out_opacity)},
       {data_of<const float>(d_features), data_of<const float>(d_depth), data_of<const float>(d_opacity)}, gradients,

@@ -75,11 +75,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> voxel_scatter_backward_cpu(
   Tensor by_origins = new_empty(depth, {geometry_rays, 3});
   Tensor by_directions = new_empty(depth, {geometry_rays, 3});
   Tensor by_weight = new_empty(depth, {wants_weight ? num_rays : 0});
-  const ScatterInputGradients gradients = {wants_features ? data_of<float>(by_features) : nullptr,
-                                           wants_geometry ? data_of<float>(by_depth) : nullptr,
-                                           wants_geometry ? data_of<float>(by_origins) : nullptr,
-                                           wants_geometry ? data_of<float>(by_directions) : nullptr,
-                                           wants_weight ? data_of<float>(by_weight) : nullptr};
+  const ScatterInputGradients gradients = {
+      wants_features ? data_of<float>(by_features) : nullptr, wants_geometry ? data_of<float>(by_depth) : nullptr,
+      wants_geometry ? data_of<float>(by_origins) : nullptr, wants_geometry ? data_of<float>(by_directions) : nullptr,
+      wants_weight ? data_of<float>(by_weight) : nullptr};
   voxel_scatter_backward(in, {data_of<const float>(d_feature_sum), data_of<const float>(d_weight_sum)}, gradients,
                          num_rays, static_cast<int>(torch::stable::get_num_threads()));
   return {by_features, by_depth, by_origins, by_directions, by_weight};

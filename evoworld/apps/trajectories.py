@@ -4,9 +4,9 @@ A path file is JSON with a list of `keys`. A key is a place and a direction,
 
     {"position": [x, y, z], "yaw": 90, "pitch": 0}
 
-in metres and degrees (yaw 0 looks along world +x, 90 along +y; pitch is positive upwards; both are 0 when left out), or a
-whole pose, `{"camera_to_world": [[...], [...], [...], [...]]}` with OpenCV axes. The camera runs through the keys on a
-smooth curve (Catmull-Rom; rotations by slerp), with as much time between each two. Beside `keys` there may be
+in metres and degrees (yaw 0 looks along world +x, 90 along +y; pitch is positive upwards; both are 0 when left out),
+or a whole pose, `{"camera_to_world": [[...], [...], [...], [...]]}` with OpenCV axes. The camera runs through the keys
+on a smooth curve (Catmull-Rom; rotations by slerp), with as much time between each two. Beside `keys` there may be
 
     "frames": 120       how many frames (otherwise the command's)
     "closed": true      back to the first key at the end
@@ -101,6 +101,35 @@ def orbit(
     return level_pose(center[:3, 3] + radius * circle, yaw)
 
 
+def closed_path(
+    keys: torch.Tensor,  # [K, 4, 4]
+    num_frames: int,
+    smooth: bool = True,
+) -> torch.Tensor:
+    """Once around through the key poses, in a curve as smooth at the first key as at any other.
+
+    Args:
+        keys: `[K, 4, 4]` camera-to-world.
+        num_frames: frames of the walk, at least 1; the first key is not repeated at the end.
+        smooth: a Catmull-Rom spline; otherwise straight lines.
+
+    Returns:
+        `[num_frames, 4, 4]` camera-to-world.
+
+    Raises:
+        ValueError: keys that are no poses, or `num_frames` less than 1.
+
+    Example:
+        >>> keys = orbit(torch.eye(4), radius=1.0, num_frames=6, turn=True)
+        >>> torch.allclose(closed_path(keys, 12)[::2], keys, atol=1e-5)
+        True
+    """
+    _check_num_frames(num_frames)
+    around = torch.cat((keys[-1:], keys, keys[:1], keys[1:2] if len(keys) > 1 else keys[:1]))
+    times = 1 + torch.arange(num_frames, dtype=torch.float64) / num_frames * len(keys)
+    return interpolate_poses(around, times, smooth)
+
+
 def middle_pose(poses: torch.Tensor) -> torch.Tensor:
     """Of the poses `[N, 4, 4]`, the one nearest to their mean position: in the middle, and surely in free space."""
     check_pose(poses, "poses")
@@ -156,16 +185,9 @@ def _poses_of(content: Any, num_frames: int) -> torch.Tensor:
     num_frames = content.get("frames", num_frames)
     _check_num_frames(num_frames)
     if content.get("closed", False):
-        return _closed_path(poses, num_frames, content.get("smooth", True))
+        return closed_path(poses, num_frames, content.get("smooth", True)).float()
     times = torch.linspace(0, len(poses) - 1, num_frames, dtype=torch.float64).clamp(max=len(poses) - 1)
     return interpolate_poses(poses, times, content.get("smooth", True)).float()
-
-
-def _closed_path(poses: torch.Tensor, num_frames: int, smooth: bool) -> torch.Tensor:
-    """Once around: the curve runs into the first key as smoothly as through any other; that frame is not repeated."""
-    around = torch.cat((poses[-1:], poses, poses[:1], poses[1:2] if len(poses) > 1 else poses[:1]))
-    times = 1 + torch.arange(num_frames, dtype=torch.float64) / num_frames * len(poses)
-    return interpolate_poses(around, times, smooth).float()
 
 
 def _key_pose(key: Any, name: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from .files import DEPTH_UNITS, CaptureError, depth_beside, one_line
 if TYPE_CHECKING:
     import pycolmap
 
+_PARTS = ("rigs", "cameras", "frames", "images")
+_NO_POINTS = {".bin": bytes(8), ".txt": b""}  # a count of zero
 _MODELS = "EQUIRECTANGULAR, PINHOLE and SIMPLE_PINHOLE"
 
 
@@ -68,14 +71,34 @@ def read_colmap(path: str | Path) -> Capture:
 
 
 def _read_model(folder: Path) -> pycolmap.Reconstruction:
+    """The model without its 3D points, which are most of it and not needed."""
     try:
         import pycolmap
     except ImportError:
         raise CaptureError(f"{folder}: a COLMAP model needs pycolmap: pip install 'evoworld[colmap]'") from None
-    try:
-        return pycolmap.Reconstruction(str(folder))
-    except Exception as error:  # the C++ reader raises whatever a damaged file leads it to: ValueError, bad_alloc, ...
-        raise CaptureError(f"{folder}: expected a COLMAP model that can be read, got: {one_line(error)}") from error
+    suffix = ".bin" if (folder / "cameras.bin").is_file() else ".txt"
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in _PARTS:
+            if (folder / name).with_suffix(suffix).is_file():
+                (Path(scratch) / name).with_suffix(suffix).symlink_to((folder / name).with_suffix(suffix).resolve())
+        (Path(scratch) / "points3D").with_suffix(suffix).write_bytes(_NO_POINTS[suffix])
+        try:
+            model = pycolmap.Reconstruction(scratch)
+        except Exception as error:  # the C++ reader raises whatever a damaged file leads it to
+            raise CaptureError(f"{folder}: expected a COLMAP model that can be read, got: {one_line(error)}") from error
+    if suffix == ".bin":
+        _check_complete(folder, model)
+    return model
+
+
+def _check_complete(folder: Path, model: pycolmap.Reconstruction) -> None:
+    """Binary files that end early can be read without an error; they are shorter than what was read from them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.write_binary(scratch)
+        for name in _PARTS:
+            file = folder / f"{name}.bin"
+            if file.is_file() and (size := file.stat().st_size) < (full := (Path(scratch) / file.name).stat().st_size):
+                raise CaptureError(f"{file}: expected {full} bytes, got {size}: the file is truncated")
 
 
 def _camera(source: str, camera: pycolmap.Camera) -> Camera:

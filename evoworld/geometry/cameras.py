@@ -159,15 +159,12 @@ class Panorama(Camera):
         """Pixel coordinates [..., 2] as (u, v) of points in camera axes: u in [0, W), v in [0, H].
 
         u = (atan2(x, z) / 2 pi + 0.5) W,  v = (0.5 + atan2(y, sqrt(x^2 + z^2)) / pi) H.
-        Straight up and down have longitude 0, the zero vector is taken for straight ahead; gradients there are finite
-        too (the longitude's is 0). Points that hold NaN give NaN.
+        Straight up and down have longitude 0, the zero vector is straight ahead; gradients there are finite too (the
+        longitude's is 0). Points that hold NaN give NaN.
         """
         _check_tensor("points", points, (3,))
         x, y, z = points.unbind(-1)
-        on_axis = (x == 0) & (z == 0)
-        x = torch.where(on_axis, 0, x)
-        z = torch.where(on_axis, 1, z)
-        horizontal = torch.where(on_axis, (y == 0).to(z.dtype), torch.hypot(x, z))
+        horizontal = torch.linalg.vector_norm(torch.stack((x, z), -1), dim=-1)  # gradient 0 at 0, unlike hypot's NaN
         u = (torch.atan2(x, z) / (2 * math.pi) + 0.5) * self.width
         u = torch.where(u >= self.width, u - self.width, u).clamp(min=0)
         v = (torch.atan2(y, horizontal) / math.pi + 0.5) * self.height

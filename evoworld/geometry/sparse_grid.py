@@ -244,11 +244,18 @@ class SparseGrid:
         bricks: Tensor,  # [K, 3] int32, within the directory
     ) -> None:
         """Appends an empty page, in order of (x, y, z), for each that the bricks need and that does not exist."""
-        active_pages = ((bricks[:, None] - corner_offsets(self.device)) >> PAGE_BITS).reshape(-1, 3)
-        x, y, z = (active_pages - torch.tensor(self.page_origin, device=self.device)).unbind(-1)
         _, ny, nz = self.directory.shape
-        place = (x.long() * ny + y) * nz + z
-        place = place[self.directory.view(-1)[place] < 0].unique_consecutive().unique()
+
+        def flat(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+            return (x.long() * ny + y) * nz + z
+
+        home = flat(*((bricks >> PAGE_BITS) - torch.tensor(self.page_origin, device=self.device)).unbind(-1))
+        # A brick makes those one lower active too: in the page below, along each axis on which it is its page's first.
+        x, y, z = ((bricks & (PAGE_EDGE - 1)) == 0).long().unbind(-1)
+        kinds = (home * 8 + (x * 4 + y * 2 + z)).unique_consecutive().unique()[:, None]
+        corners = torch.arange(8, device=self.device) & kinds  # of the cell of bricks below, those in other pages
+        place = ((kinds >> 3) - flat(*corner_offsets(self.device).unbind(-1))[corners]).reshape(-1)
+        place = place[self.directory.view(-1)[place] < 0].unique()
         if place.shape[0] == 0:
             return
         first, last = self.pages.shape[0], self.pages.shape[0] + place.shape[0]
@@ -277,11 +284,8 @@ class SparseGrid:
 
 
 def _ops():
-    """The two steps of growing, for whichever backend serves them (geometry sits beside ops: imported when needed)."""
-    try:
-        from evoworld.ops import sparse_grid
-    except ImportError:
-        from evoworld.reference import sparse_grid
+    """The two steps of growing, by whichever backend serves them (imported when needed: ops sit beside geometry)."""
+    from evoworld.ops import sparse_grid
 
     return sparse_grid
 

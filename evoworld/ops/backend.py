@@ -49,6 +49,7 @@ def available(op: str) -> dict[str, str | None]:
     }
 
 
+@torch.compiler.assume_constant_result
 def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves an op for tensors of this device and dtype.
 

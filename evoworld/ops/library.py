@@ -31,14 +31,19 @@ def check_tensor(
     dtypes: tuple[torch.dtype, ...] = STORAGE,
 ) -> None:
     """Raises a ValueError that names the argument unless the tensor is as the op's docstring says."""
-    check(op, isinstance(tensor, Tensor), name, "a tensor", type(tensor).__name__)
-    wanted = "[" + ", ".join(map(str, shape)) + "]"
-    fits = tensor.ndim == len(shape) and all(isinstance(n, str) or n == m for n, m in zip(shape, tensor.shape))
-    check(op, fits, name, f"shape {wanted}", list(tensor.shape))
-    names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    check(op, tensor.dtype in dtypes, name, names, str(tensor.dtype).removeprefix("torch."))
-    if like is not None:
-        check(op, tensor.device == like.device, name, f"device {like.device}", tensor.device)
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{op}: {name}: expected a tensor, got {type(tensor).__name__}")
+    fits = tensor.ndim == len(shape) and all(
+        isinstance(wanted, str) or wanted == size for wanted, size in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = "[" + ", ".join(map(str, shape)) + "]"
+        raise ValueError(f"{op}: {name}: expected shape {wanted}, got {list(tensor.shape)}")
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(f"{op}: {name}: expected {names}, got {str(tensor.dtype).removeprefix('torch.')}")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(f"{op}: {name}: expected device {like.device}, got {tensor.device}")
 
 
 def check_grid(op: str, grid: object, like: Tensor) -> None:

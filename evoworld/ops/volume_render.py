@@ -22,15 +22,13 @@ from .library import (
 )
 
 _MARCH = "float near, float far, float step, float min_transmittance"
-_INPUTS = (
-    f"Tensor features, Tensor density, Tensor origins, Tensor directions, Tensor? jitter, {GRID_SCHEMA}, {_MARCH}"
-)
+_INPUTS = f"Tensor features, Tensor density, Tensor origins, Tensor directions, Tensor? jitter, {GRID_SCHEMA}, {_MARCH}"
 _MAX_SAMPLES = 1 << 24  # a ray: larger sample numbers are not exact in float32
 
 LIBRARY.define(f"volume_render({_INPUTS}) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(
-    "volume_render_backward(Tensor d_features, Tensor d_depth, Tensor d_opacity, Tensor out_features, Tensor out_depth, "
-    f"Tensor out_opacity, {_INPUTS}, bool wants_features, bool wants_density, bool wants_rays, bool deterministic) "
+    "volume_render_backward(Tensor d_features, Tensor d_depth, Tensor d_opacity, Tensor out_features, "
+    f"Tensor out_depth, Tensor out_opacity, {_INPUTS}, bool wants_features, bool wants_density, bool wants_rays, bool deterministic) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -42,7 +40,9 @@ def _fake(features, density, origins, *_):
 
 
 @torch.library.register_fake("evoworld::volume_render_backward", lib=LIBRARY)
-def _backward_fake(d_features, d_depth, d_opacity, out_features, out_depth, out_opacity, features, density, origins, *rest):
+def _backward_fake(
+    d_features, d_depth, d_opacity, out_features, out_depth, out_opacity, features, density, origins, *rest
+):
     wants_features, wants_density, wants_rays, _ = rest[-4:]
     voxels, channels = features.shape
     rays = origins.shape[0] if wants_rays else 0

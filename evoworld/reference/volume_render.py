@@ -57,9 +57,8 @@ def volume_render(
     zero_row = density.new_zeros(1, channels + 1)  # where the rows of unallocated corners, -1, point to
     table = torch.cat([torch.cat([features.to(density.dtype), density[:, None]], dim=1), zero_row])
     jitter = density.new_full(origins.shape[:1], 0.5) if jitter is None else jitter.detach()
-    num_samples = 0
-    if jitter.numel():
-        num_samples = max(0, math.ceil((far - near) / step - jitter.min().item()) + 1)  # one to spare for rounding
+    earliest = jitter.min().item() if jitter.numel() else 0.0
+    num_samples = max(1, math.ceil((far - near) / step - earliest) + 1)  # one to spare: those beyond far are masked
     chunk_samples = max(1, _CHUNK_VALUES // (_CHUNK_RAYS * 8 * (channels + 1)))
 
     outputs = []
@@ -86,7 +85,5 @@ def volume_render(
             optical_depth = passed[:, -1] + x[:, -1]
             alive = used[:, -1]
         outputs.append((gathered.to(features.dtype), depth, opacity))
-    if not outputs:
-        return features.new_zeros(0, channels), density.new_zeros(0), density.new_zeros(0)
     gathered, depth, opacity = (torch.cat(parts) for parts in zip(*outputs, strict=True))
     return gathered, depth, opacity

@@ -78,11 +78,13 @@ def test_panorama_seam_stays_inside_the_image(height, dtype):
 
 
 def test_panorama_gradients_are_finite_at_poles_and_zero():
-    points = torch.tensor([[0.0, -1, 0], [0, 1, 0], [0, 0, 0], [0, 0, -1], [1e-20, 1, 0]], requires_grad=True)
-    pixels = Panorama(4, 8).project(points)
-    pixels.sum().backward()
-    assert pixels.isfinite().all()
-    assert points.grad[:4].isfinite().all()
+    points = torch.tensor([[0.0, -1, 0], [0, 1, 0], [0, 0, 0], [0, 0, -1], [1e-6, 1, 0]], requires_grad=True)
+    u, v = Panorama(4, 8).project(points).unbind(-1)
+    (u_gradient,) = torch.autograd.grad(u.sum(), points, retain_graph=True)
+    (v_gradient,) = torch.autograd.grad(v.sum(), points)
+    assert u.isfinite().all() and v.isfinite().all()
+    assert (u_gradient[:3] == 0).all() and u_gradient.isfinite().all()
+    assert v_gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("face", CUBEMAP_FACES)
@@ -268,6 +270,7 @@ def test_directions_are_computed_once():
     assert camera.directions().data_ptr() != camera.directions(torch.float64).data_ptr()
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_rays_compile():
     compiled = torch.compile(Panorama(3, 6).rays, fullgraph=True, backend="eager")
     pose = pose_from_euler(torch.rand(6))

@@ -1,15 +1,11 @@
-"""Depth for programs (16-bit PNG) and for people (colours)."""
+"""Depth in colours, and the unit in which it fits into 16 bits."""
 
 from __future__ import annotations
 
 import math
-import os
 
 import numpy as np
 import torch
-from PIL import Image
-
-from evoworld.apps.media.files import atomic_path
 
 MAX_CODE = 65535  # the largest 16-bit number
 
@@ -53,34 +49,6 @@ def depth_unit(max_depth: float) -> float:
             if max_depth <= MAX_CODE * multiple / decade:
                 return multiple / decade
         decade /= 10
-
-
-def write_depth(
-    path: str | os.PathLike,
-    depth: torch.Tensor,  # [H, W] metres
-    unit: float,
-) -> None:
-    """Writes depth as a 16-bit grey PNG: `code = round(depth / unit)`, and 0 where there is nothing.
-
-    Args:
-        path: where to (`.png`). Missing folders are made.
-        depth: `[H, W]` in metres; 0, negative or not finite: nothing there.
-        unit: metres a step (a reader's `depth_unit_scale_factor`). Depth beyond `65535 * unit` is written as that;
-            depth of less than half a step as one step, for 0 has its own meaning.
-
-    Raises:
-        ValueError: `depth` is not `[H, W]` or `unit` not positive.
-        OSError: the file cannot be written.
-    """
-    if depth.ndim != 2:
-        raise ValueError(f"depth: expected [H, W], got {list(depth.shape)}")
-    if not unit > 0:
-        raise ValueError(f"unit: expected a positive number of metres, got {unit}")
-    depth = depth.detach().double().cpu()
-    there = depth.isfinite() & (depth > 0)
-    codes = (depth.where(there, 0.0) / unit).round().clamp(1, MAX_CODE).where(there, 0.0)
-    with atomic_path(path) as temporary:
-        Image.fromarray(codes.numpy().astype(np.uint16)).save(temporary, format="PNG", compress_level=4)
 
 
 def depth_preview(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from evoworld.apps.media.files import atomic_path
 
-PNG_XMP_KEYWORD = "XML:com.adobe.xmp"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER_END = 33  # signature and IHDR chunk
+PNG_LEVEL = 4  # of 9: less than half the time of the default for 4 % more bytes
 JPEG_QUALITY = 93
 
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -86,18 +88,37 @@ def write_still(
     height, width = pixels.shape[:2]
     if panorama and width != 2 * height:
         raise ValueError(f"image: a panorama is twice as wide as high, got {height} x {width}")
-    xmp = gpano_xmp(height, width) if panorama else None
     suffix = path.suffix.lower()
-    if suffix == ".png":
-        options: dict = {"format": "PNG", "compress_level": 4}
-        if xmp is not None:
-            options["pnginfo"] = PngInfo()
-            options["pnginfo"].add_itxt(PNG_XMP_KEYWORD, xmp.decode())
-    elif suffix in (".jpg", ".jpeg"):
-        options = {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
-        if xmp is not None:
-            options["xmp"] = xmp
-    else:
+    if suffix not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"path: expected a name that ends in .png or .jpg, got {path.name!r}")
     with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **options)
+        if suffix == ".png":
+            Image.fromarray(pixels).save(temporary, format="PNG", compress_level=PNG_LEVEL)
+            if panorama:
+                add_gpano(temporary)
+        else:
+            metadata = {"xmp": gpano_xmp(height, width)} if panorama else {}
+            Image.fromarray(pixels).save(temporary, format="JPEG", quality=JPEG_QUALITY, subsampling=0, **metadata)
+
+
+def add_gpano(path: str | os.PathLike) -> None:
+    """Puts the GPano metadata of a full panorama into a PNG file, where it has none yet; the pixels stay as they are.
+
+    Source: PNG specification, 11.3.3.4 (iTXt); Adobe, "XMP Specification Part 3", 1.1.5 (its keyword in PNG).
+
+    Raises:
+        ValueError: not a PNG file.
+        OSError: the file cannot be read or written.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    if not data.startswith(PNG_SIGNATURE) or data[12:16] != b"IHDR":
+        raise ValueError(f"{path}: expected a PNG file")
+    if b"iTXtXML:com.adobe.xmp\0" in data:
+        return
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    # Keyword, then: not compressed, no compression method, no language, no translated keyword.
+    chunk = b"iTXt" + b"XML:com.adobe.xmp\0" + bytes(4) + gpano_xmp(height, width)
+    chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data[:PNG_HEADER_END] + chunk + data[PNG_HEADER_END:])

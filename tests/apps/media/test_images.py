@@ -10,13 +10,13 @@ from PIL import Image
 
 from evoworld.apps.media import (
     Tile,
+    add_gpano,
     atomic_path,
     color_map,
     contact_sheet,
     depth_preview,
     depth_unit,
     to_uint8,
-    write_depth,
     write_still,
 )
 
@@ -85,23 +85,22 @@ def test_bad_stills_are_refused(tmp_path, name, shape, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_depth_survives_to_half_a_step_and_nothing_stays_nothing(tmp_path):
-    depth = torch.rand(16, 32, generator=torch.Generator().manual_seed(1)) * 100 + 0.01
-    depth[0, :4] = torch.tensor([0.0, float("nan"), float("inf"), -1.0])
-    unit = depth_unit(100.01)
-    write_depth(tmp_path / "d.png", depth, unit)
-    image = Image.open(tmp_path / "d.png")
-    assert image.mode.startswith("I;16")
-    read = torch.from_numpy(np.asarray(image).astype(np.float64)) * unit
-    assert (read[0, :4] == 0).all()
-    there = torch.ones(16, 32, dtype=torch.bool)
-    there[0, :4] = False
-    assert (read - depth)[there].abs().max() <= unit / 2 + 1e-6
+def test_marking_a_png_twice_leaves_one_mark_and_the_pixels(tmp_path):
+    write_still(tmp_path / "a.png", random_panorama(), panorama=False)
+    before = np.asarray(Image.open(tmp_path / "a.png"))
+    add_gpano(tmp_path / "a.png")
+    once = (tmp_path / "a.png").read_bytes()
+    add_gpano(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == once
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), before)
+        assert "equirectangular" in image.info["XML:com.adobe.xmp"]
 
 
-def test_depth_out_of_range_is_clipped_and_never_becomes_nothing(tmp_path):
-    write_depth(tmp_path / "d.png", torch.tensor([[1e-5, 70.0]]), unit=0.001)
-    assert np.asarray(Image.open(tmp_path / "d.png")).tolist() == [[1, 65535]]
+def test_marking_something_else_is_refused(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(ValueError, match="PNG"):
+        add_gpano(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("max_depth", [0.0, 1.0, 65.535, 65.536, 131.07, 131.08, 655.35, 5000.0, 1e6])

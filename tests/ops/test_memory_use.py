@@ -1,0 +1,59 @@
+"""No tensor per sample or point exists, forward or backward: the process's peak does not grow with their number."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from evoworld.testing import backends
+
+pytest.importorskip("resource")
+needs_native = pytest.mark.skipif(("cpu", "cpu") not in backends("volume_render"), reason="no native CPU library")
+
+PRELUDE = """
+import resource, sys, torch
+from evoworld.geometry import SparseGrid
+from evoworld.ops import volume_render, voxel_scatter, voxel_scatter_
+
+def peak():  # bytes, the largest since the process began
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+torch.set_num_threads(1)
+directions = torch.nn.functional.normalize(torch.randn(400, 3) * 0.2 + torch.tensor([0.0, 0.0, 1.0]), dim=-1)
+"""
+
+RENDER = """
+grid = SparseGrid.from_points(2.0 * directions, 0.1)
+features, density = torch.randn(grid.num_voxels, 4), 0.1 * torch.rand(grid.num_voxels)
+leaves = [x.requires_grad_() for x in (features, density, torch.zeros(400, 3), directions)]
+
+def go(samples):
+    rendered = volume_render(*leaves, grid, near=1.9, far=2.1, step=0.2 / samples, min_transmittance=0.0)
+    sum(x.sum() for x in rendered).backward()
+
+go(20)
+before = peak()
+go(20000)  # 8 million samples: 32 MB for one float of each
+print(peak() - before)
+"""
+
+SCATTER = """
+shells = torch.cat([radius * directions for radius in (1.8, 1.9, 2.0, 2.1, 2.2)])
+grid = SparseGrid.from_points(shells, 0.002)
+sums = torch.zeros(grid.num_voxels, 64), torch.zeros(grid.num_voxels)
+assert sums[0].nbytes > 30e6
+features, depth = torch.randn(400, 64), torch.full((400,), 2.0)
+sums[0].fill_(1)
+before = peak()
+voxel_scatter_(*sums, features, depth, torch.zeros(400, 3), directions, grid)
+print(peak() - before)
+"""
+
+
+@needs_native
+@pytest.mark.parametrize("script", [RENDER, SCATTER], ids=["volume_render", "voxel_scatter_"])
+def test_peak_memory(script):
+    program = textwrap.dedent(PRELUDE + script)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 8e6

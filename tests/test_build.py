@@ -1,0 +1,224 @@
+"""The native build: stable ABI, one version, honest facts, and a plain word about what is left out."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+import evoworld
+from evoworld import _native, info
+from evoworld.ops.backend import OPS
+
+SOURCE = Path(__file__).resolve().parent.parent
+LIBRARIES = sorted((Path(evoworld.__file__).parent / "lib").glob("*.so"))
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="there is no C++ compiler")
+
+
+def symbols(library: Path, *options: str) -> list[tuple[str, str]]:
+    """The dynamic symbols of a library: nm's letter for the kind, and the demangled name."""
+    lines = subprocess.run(["nm", "-DC", *options, library], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"^[0-9a-f ]+ ([A-Za-z]) (.*)$", lines, re.MULTILINE)
+
+
+@needs_compiler
+def test_the_cpu_library_is_built_and_loads():
+    assert _native.missing("cpu") is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_libraries_need_nothing_of_python_and_only_the_stable_abi(library):
+    wanted = symbols(library, "--undefined-only")
+    assert wanted
+    for _, name in wanted:
+        assert not re.match(r"_?Py[A-Z_]", name), f"a Python symbol: {name}"
+        assert not re.search(r"\b(at|c10|torch)::", name), f"not of the stable ABI: {name}"
+
+
+@needs_compiler
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_libraries_export_only_their_facts(library):
+    functions = [name for kind, name in symbols(library, "--defined-only") if kind == "T"]
+    assert all(name.startswith("evoworld_") for name in functions), functions
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="readelf reads Linux libraries")
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_libraries_name_no_folder_of_the_build_machine(library):
+    dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    paths = re.findall(r"(?:runpath|rpath): \[(.*)\]", dynamic)
+    assert paths == ["$ORIGIN/../../torch/lib"]
+
+
+@needs_compiler
+def test_kernels_of_one_instruction_set_share_no_function_with_another():
+    """Weak functions are merged by the linker: the copy that is kept may use instructions that the caller's lacks."""
+    build = SOURCE / "build" / "native" / "CMakeFiles"
+    objects = [path for isa in ("avx2", "avx512") for path in build.glob(f"evoworld_kernels_{isa}.dir/**/*.o")]
+    if not objects:
+        pytest.skip("not built in this folder, or not for x86-64")
+    for path in objects:
+        lines = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert [line for line in lines if re.search(r" [WVu] ", line)] == [], path.name
+
+
+def test_build_facts():
+    if not list(Path(evoworld.__file__).parent.glob("_C.*")):
+        assert any("_C" in line or "every native library" in line for line in _native.left_out())
+        pytest.skip("evoworld._C was left out of this installation")
+    from evoworld._C import build_facts
+
+    facts = build_facts()
+    assert facts["version"] == evoworld.__version__
+    assert "-ffp-contract=off" in facts["flags"] and "-ffast-math" not in facts["flags"]
+    assert facts["instruction_sets"].startswith("baseline")
+    assert facts["torch_target"] == "2.11"
+    assert (facts["cuda_compiler"] == "none") == (facts["cuda_architectures"] == "")
+
+
+def test_cuda_library_holds_the_architectures_that_were_asked_for():
+    library = Path(evoworld.__file__).parent / "lib" / "libevoworld_cuda.so"
+    if not library.is_file():
+        assert any("cuda" in line or "every native library" in line for line in _native.left_out())
+        pytest.skip("libevoworld_cuda was left out of this installation")
+    from evoworld._C import build_facts
+
+    numbers = [re.match(r"(\d+)\.(\d)", arch) for arch in build_facts()["cuda_architectures"].split(";")]
+    listed = ",".join(f"{match[1]}{match[2]}0" for match in numbers)
+    assert listed.encode() in library.read_bytes()
+
+
+def test_one_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", evoworld.__version__)
+    assert info._version("evoworld") in (None, evoworld.__version__)
+
+
+def test_missing_names_the_reason(monkeypatch, tmp_path):
+    _native.missing.cache_clear()
+    try:
+        monkeypatch.setenv(_native.VARIABLE, "none")
+        assert _native.missing("cpu") == "switched off by EVOWORLD_LIBRARY_DIR=none"
+        _native.missing.cache_clear()
+        monkeypatch.setenv(_native.VARIABLE, str(tmp_path))
+        assert "libevoworld_cpu.so is not there" in _native.missing("cpu")
+        _native.missing.cache_clear()
+        (tmp_path / "libevoworld_cpu.so").write_text("not a library")
+        assert "libevoworld_cpu.so does not load" in _native.missing("cpu")
+        if not torch.cuda.is_available():
+            assert re.search("built without CUDA|sees no CUDA device", _native.missing("cuda"))
+    finally:
+        _native.missing.cache_clear()
+    with pytest.raises(ValueError, match="expected one of cpu, cuda, got 'gpu'"):
+        _native.path("gpu")
+
+
+def test_ops_work_without_native_libraries():
+    code = "import evoworld, torch; print(evoworld.ops.select('volume_render', torch.device('cpu'), torch.float32))"
+    environment = {**os.environ, _native.VARIABLE: "none"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "reference"
+
+
+# ---- what the build says when something is not there ----
+
+
+def test_setup_names_missing_tools(monkeypatch, tmp_path):
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    setup = runpy.run_path(str(SOURCE / "setup.py"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert setup["missing_tools"]() == (
+        "every native library: no cmake and ninja; pip install cmake ninja, then install evoworld again"
+    )
+    for tool in ("cmake", "ninja"):
+        (tmp_path / tool).touch(mode=0o755)
+    assert setup["missing_tools"]() is None
+
+
+def left_out_by_cmake(folder: Path, python: Path | str, **environment: str) -> list[str]:
+    """Configures the build with a faked environment, and returns what it says it leaves out."""
+    package = folder / "package"
+    command = ["cmake", "-GNinja", "-S", SOURCE, "-B", folder / "build", f"-DPython_EXECUTABLE={python}"]
+    command.append(f"-DEVOWORLD_PACKAGE_DIR={package}")
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stderr
+    lines = (package / "lib" / "left_out.txt").read_text().splitlines()
+    assert all(f"evoworld: left out: {line}" in result.stdout for line in lines)
+    return lines
+
+
+def test_without_a_compiler(tmp_path):
+    lines = left_out_by_cmake(tmp_path, sys.executable, CXX="no-such-compiler")
+    assert lines == [
+        "every native library: no C++20 compiler; install g++ 11 or clang 14 or newer, then install evoworld again"
+    ]
+
+
+@needs_compiler
+def test_without_torch_and_nvcc(tmp_path):
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    lines = left_out_by_cmake(tmp_path, python, CUDACXX="no-such-nvcc", PYTHONPATH="")
+    starts = [line.partition(":")[0] for line in lines]
+    assert starts == ["libevoworld_cpu", "libevoworld_cuda", "evoworld._C"]
+    assert "pip install 'torch>=2.11'" in lines[0] and "found: none" in lines[0]
+    assert "nvcc was not found" in lines[1] and "CUDA toolkit" in lines[1]
+    assert "pip install pybind11" in lines[2]
+
+
+def test_find_torch_reads_the_environment_without_importing(tmp_path):
+    find_torch = runpy.run_path(str(SOURCE / "cmake" / "find_torch.py"))["find_torch"]
+    assert find_torch([tmp_path]) is None
+    stable = tmp_path / "torch" / "include" / "torch" / "csrc" / "stable"
+    stable.mkdir(parents=True)
+    (stable / "library.h").touch()
+    (tmp_path / "torch" / "version.py").write_text("__version__ = '2.11.0+cu130'\n")
+    assert find_torch([tmp_path / "elsewhere", tmp_path]) == (tmp_path / "torch", "2.11.0")
+
+
+def test_find_torch_finds_the_torch_that_build_isolation_hides():
+    """pip takes the environment's packages off sys.path for the build; sysconfig still knows where they are."""
+    hide = "import sys; sys.path = [folder for folder in sys.path if 'site-packages' not in folder]"
+    run = f"import runpy; runpy.run_path({str(SOURCE / 'cmake' / 'find_torch.py')!r}, run_name='__main__')"
+    command = [sys.executable, "-c", f"{hide}; {run}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    folder, version = result.stdout.strip().split(";")
+    assert Path(folder) == Path(torch.__file__).parent
+    assert torch.__version__.startswith(version)
+
+
+# ---- evoworld info and the command ----
+
+
+def test_extras_are_those_of_the_project():
+    text = (SOURCE / "pyproject.toml").read_text(encoding="utf-8")
+    for extra, modules in info.EXTRAS.items():
+        line = re.search(rf"^{extra} = (\[.*\])$", text, re.MULTILINE)[1]
+        assert [re.match(r"[\w-]+", requirement)[0] for requirement in json.loads(line)] == list(modules)
+
+
+def test_info_says_what_serves_each_op_and_why():
+    report = info.describe()
+    sections = re.findall(r"^\w.*$", report, re.MULTILINE)
+    assert sections[1:] == ["versions", "native libraries", "build", "ops", "backends", "extras"]
+    assert torch.__version__ in report and evoworld.__version__ in report
+    for op in OPS:
+        assert re.search(rf"^  {op} +cpu tensors: (cpu|reference)", report, re.MULTILINE)
+    if not torch.cuda.is_available():
+        assert re.search(
+            r"^  libevoworld_cuda +not loaded: torch .* (built without CUDA|sees no CUDA device)", report, re.M
+        )
+
+
+def test_info_says_how_to_get_a_missing_extra(monkeypatch):
+    find_spec = info.importlib.util.find_spec
+    monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: None if name == "pycolmap" else find_spec(name))
+    assert ("pycolmap", "missing; pip install 'evoworld[colmap]'") in info.extra_rows()
