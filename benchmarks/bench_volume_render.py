@@ -40,9 +40,7 @@ def run(world: World, repeats: int, missing: list[str]) -> tuple[list[Row], list
     backward = _backward(f"volume_render backward {size}", world, inputs, subset, repeats, floor)
     cast, same_rays = _open3d(f"volume_render against Open3D {size}", world, indices, repeats, missing)
     targets = [
-        Target(
-            f"volume_render forward {size}", forward["evoworld"].median * 1e3, MILLISECONDS_TARGET, False, "ms"
-        ),
+        Target(f"volume_render forward {size}", forward["evoworld"].median * 1e3, MILLISECONDS_TARGET, False, "ms"),
         Target(
             f"volume_render {size}: backward / forward, features and density",
             backward["features and density"].median / forward["evoworld"].median,
@@ -123,7 +121,7 @@ def _backward(case: str, world: World, inputs, subset: Tensor, repeats: int, flo
 
 
 def _open3d(case: str, world: World, indices: Sequence[int], repeats: int, missing: list[str]):
-    """Interleaved with Open3D twice: our whole panorama against a pinhole view of as many rays, and on the same rays."""
+    """Interleaved with Open3D twice: our whole panorama against a view of as many rays, and both on the same rays."""
     peer = peers.load("open3d_raycast", missing)
     if peer is None:
         return {}, {}
@@ -155,8 +153,12 @@ def _open3d(case: str, world: World, indices: Sequence[int], repeats: int, missi
         lambda found: sees_the_room(peer.depth_of(found)),
         note="first hit, depth alone",
     )
-    same = Contestant("evoworld, same rays", lambda given: render(world, *given[1]), lambda f: sees_the_room(as_depth(f)))
-    whole = Contestant("evoworld, panorama", lambda given: render(world, *given[2]), lambda _: {"wrong": torch.zeros(())})
+    same = Contestant(
+        "evoworld, same rays", lambda given: render(world, *given[1]), lambda f: sees_the_room(as_depth(f))
+    )
+    whole = Contestant(
+        "evoworld, panorama", lambda given: render(world, *given[2]), lambda _: {"wrong": torch.zeros(())}
+    )
     check = Check({"wrong": torch.zeros(())}, 0.0)
     return (
         compare(case, [whole, cast], inputs, check, repeats),

@@ -79,7 +79,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Check:
-    """The expected outputs of the first input, and the largest error allowed relative to each output's largest value."""
+    """The expected outputs of the first input, and the largest error allowed relative to an output's largest value."""
 
     expected: Outputs
     tolerance: float

@@ -16,5 +16,7 @@ def load(name: str, missing: list[str]) -> ModuleType | None:
         return importlib.import_module(f"benchmarks.peers.{name}")
     except (ImportError, OSError) as error:  # OSError: a system library that the package needs
         reason = " ".join(str(error).split())
-        missing.append(f"{name}: {reason}. To get it: {HOW_TO_GET[name]}")
+        line = f"{name}: {reason}. To get it: {HOW_TO_GET[name]}"
+        if line not in missing:
+            missing.append(line)
         return None

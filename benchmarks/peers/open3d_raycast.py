@@ -1,4 +1,4 @@
-"""Open3D's VoxelBlockGrid: a TSDF of the same capture, ray-cast to the first surface, depth only (less work than features).
+"""Open3D's VoxelBlockGrid: a TSDF of the same capture, ray-cast to the first surface, depth alone: less work.
 
 Open3D knows pinhole cameras alone: the panoramas enter as the six faces of a cubemap, and a view is a pinhole image.
 """
@@ -15,7 +15,7 @@ from evoworld.data import Frame
 from evoworld.geometry import Panorama, Pinhole, invert_pose, make_pose
 
 # Its range map warns and grows on every other call.
-o3d.utility.set_verbosity_level(o3d.utility.VerbosityLevel.Error)
+o3d.utility.set_verbosity_level(o3d.utility.VerbosityLevel.Debug)
 
 FACE = 256  # pixels along an edge of the faces that are integrated: finer than the panorama
 VIEW = Pinhole(
@@ -41,12 +41,17 @@ class SurfaceGrid:
             for turn in _face_rotations():
                 pose = frame.camera_to_world.double() @ make_pose(turn, torch.zeros(3, dtype=torch.float64))
                 self._integrate(_face_depth(frame, face, turn), face, pose)
-        self.blocks = self.grid.hashmap().key_tensor()[self.grid.hashmap().active_buf_indices().to(o3c.int64)]
+        self._reserve_fragments()
 
-    def cast(self, camera: Pinhole, camera_to_world: Tensor):
+    def blocks_in_view(self, depth: Tensor, camera: Pinhole, camera_to_world: Tensor) -> o3c.Tensor:
+        """The blocks around what a view sees, which Open3D wants to be told; found outside the clock."""
+        view = (_image(depth), _intrinsic(camera), _extrinsic(camera_to_world))
+        return self.grid.compute_unique_block_coordinates(*view, 1.0, self.far, TRUNCATION)
+
+    def cast(self, camera: Pinhole, camera_to_world: Tensor, blocks: o3c.Tensor):
         """Open3D's result for one view; `depth_of` makes a tensor of it."""
         return self.grid.ray_cast(
-            block_coords=self.blocks,
+            block_coords=blocks,
             intrinsic=_intrinsic(camera),
             extrinsic=_extrinsic(camera_to_world),
             width=camera.width,
@@ -59,11 +64,20 @@ class SurfaceGrid:
             trunc_voxel_multiplier=TRUNCATION,
         )
 
+    def _reserve_fragments(self) -> None:
+        """Make Open3D's buffer of range fragments large, once.
+
+        It is sized by the first picture that is cast. Where it is too small, Open3D 0.20 reads fragments that were never
+        written, which crashes or hangs it; a large picture of a single block leaves room for all that follows.
+        """
+        large = Pinhole(2048, 2048, fx=1024.0, fy=1024.0, cx=1024.0, cy=1024.0)
+        first_block = self.grid.hashmap().key_tensor()[self.grid.hashmap().active_buf_indices()[:1].to(o3c.int64)]
+        self.cast(large, torch.eye(4), first_block)
+
     def _integrate(self, depth: Tensor, camera: Pinhole, camera_to_world: Tensor) -> None:
-        image = o3d.t.geometry.Image(o3c.Tensor(np.ascontiguousarray(depth.numpy())))
-        view = (_intrinsic(camera), _extrinsic(camera_to_world))
-        blocks = self.grid.compute_unique_block_coordinates(image, *view, 1.0, self.far, TRUNCATION)
-        self.grid.integrate(blocks, image, *view, 1.0, self.far, TRUNCATION)
+        blocks = self.blocks_in_view(depth, camera, camera_to_world)
+        view = (_image(depth), _intrinsic(camera), _extrinsic(camera_to_world))
+        self.grid.integrate(blocks, *view, 1.0, self.far, TRUNCATION)
 
 
 def depth_of(result) -> Tensor:
@@ -85,6 +99,10 @@ def _face_depth(frame: Frame, face: Pinhole, turn: Tensor) -> Tensor:
     column, row = frame.camera.project(directions).floor().long().unbind(-1)
     depth = frame.depth[row.clamp(max=frame.camera.height - 1), column.clamp(max=frame.camera.width - 1)]
     return face.depth_from_range(depth.view(face.height, face.width)).float()
+
+
+def _image(depth: Tensor) -> o3d.t.geometry.Image:
+    return o3d.t.geometry.Image(o3c.Tensor(np.ascontiguousarray(depth.numpy())))
 
 
 def _intrinsic(camera: Pinhole) -> o3c.Tensor:

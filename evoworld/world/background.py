@@ -1,0 +1,72 @@
+"""What lies beyond all surfaces: the sky, remembered by direction alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evoworld.geometry import Panorama
+
+MIN_WEIGHT = 1e-12  # steradians
+
+
+class Background:
+    """Sums of features over a panorama of world directions.
+
+    A ray without depth adds its features to the 4 pixels around its direction; a query divides sums by weights.
+    """
+
+    def __init__(self, feature_dim: int, device: torch.device | str = "cpu"):
+        self.sums = torch.zeros(0, 0, feature_dim + 1, device=device)  # [Hb, 2 Hb, C + 1], made by the first sky seen
+
+    def observe(
+        self,
+        directions: Tensor,  # [R, 3] unit, world
+        features: Tensor,  # [R, C + 1], the last one 1
+        weight: Tensor,  # [R]
+        height: int,
+    ) -> None:
+        """Adds rays that met nothing. The first ones fix the resolution: `height` rows."""
+        if directions.shape[0] == 0:
+            return
+        if self.sums.numel() == 0:
+            self.sums = self.sums.new_zeros(height, 2 * height, features.shape[1])
+        rows, shares = self._corners(directions)
+        flat = self.sums.view(-1, self.sums.shape[-1])
+        for row, share in zip(rows, shares, strict=True):
+            flat.index_add_(0, row, features * (share * weight)[:, None])
+
+    def sample(
+        self,
+        directions: Tensor,  # [R, 3] unit, world
+    ) -> tuple[Tensor, Tensor]:  # [R, C], [R]
+        """Features in the directions, and 1 where any were seen there (0 elsewhere)."""
+        if self.sums.numel() == 0:
+            rays = directions.shape[0]
+            return directions.new_zeros(rays, self.sums.shape[-1] - 1), directions.new_zeros(rays)
+        rows, shares = self._corners(directions)
+        flat = self.sums.view(-1, self.sums.shape[-1])
+        total = sum(flat[row] * share[:, None] for row, share in zip(rows, shares, strict=True))
+        weight = total[:, -1:]
+        return total[:, :-1] / weight.clamp_min(MIN_WEIGHT), (weight[:, 0] > MIN_WEIGHT).to(total.dtype)
+
+    def _corners(self, directions: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Rows of the flat panorama around each direction and their bilinear shares; wraps at the seam."""
+        height, width = self.sums.shape[:2]
+        pixel = Panorama(height, width).project(_camera_axes(directions)) - 0.5
+        u0, v0 = pixel.floor().unbind(-1)
+        fu, fv = (pixel - pixel.floor()).unbind(-1)
+        rows, shares = [], []
+        for du, share_u in ((0, 1 - fu), (1, fu)):
+            for dv, share_v in ((0, 1 - fv), (1, fv)):
+                u = (u0 + du).long() % width
+                v = (v0 + dv).long().clamp(0, height - 1)
+                rows.append(v * width + u)
+                shares.append(share_u * share_v)
+        return rows, shares
+
+
+def _camera_axes(directions: Tensor) -> Tensor:
+    """World directions (z up) in the axes of a level camera (y down)."""
+    x, y, z = directions.unbind(-1)
+    return torch.stack([x, -z, y], -1)

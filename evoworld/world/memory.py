@@ -1,0 +1,232 @@
+"""The explicit 3D memory: panoramas are observed into it, and it is queried from anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evoworld.geometry import Camera, SparseGrid, check_pose
+
+from .background import Background
+from .level import Level, Rays, Rendering
+
+CARVE_STRIDE = 2  # free space is checked with every second ray of every second row
+SOLID = 0.5  # opacity from which a ray counts as having met a surface
+EDGE_RADIUS = 3  # pixels around a depth edge whose rays clear the space that the nearer side blurs into
+DENSE = 2.0  # times the distance up to which the base level is dense: from there on the coarse level fills its holes
+FINE_WINDOW = 2.0  # voxels of the base level, before and behind its surface, in which finer levels are rendered
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What a memory is made with; kept in its file."""
+
+    voxel_size: float  # metres, of the base level
+    feature_dim: int
+    scales: tuple[float, ...] = (4.0, 1.0, 0.5)  # voxel sizes of the levels over the base's, coarse to fine
+    max_footprints: tuple[float, ...] = (math.inf, 4.0, 2.0)  # voxels: largest pixel at the surface that a level takes
+
+
+class View(NamedTuple):
+    """What `Memory.query` returns."""
+
+    features: Tensor  # [H, W, C]
+    depth: Tensor  # [H, W] metres along the ray, 0 where nothing is
+    opacity: Tensor  # [H, W]
+    visibility: Tensor  # [H, W] 1 where what is shown was seen
+
+
+class Memory:
+    """A world remembered as sparse voxels.
+
+    Args:
+        voxel_size: metres, of the base level; near surfaces are also kept in finer voxels, far ones in coarser.
+        feature_dim: channels C of what is observed; 3 for colours.
+        device: where it lives.
+
+    Example:
+        >>> import torch
+        >>> from evoworld.geometry import Panorama
+        >>> memory, camera = Memory(0.05, feature_dim=3), Panorama(32, 64)
+        >>> memory.observe(torch.full((32, 64, 3), 0.5), torch.ones(32, 64), torch.eye(4), camera)
+        >>> view = memory.query(camera, torch.eye(4))
+        >>> bool(((view.features - 0.5).abs() < 1e-3).all()), bool(((view.depth - 1).abs() < 0.02).all())
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        voxel_size: float = 0.05,
+        feature_dim: int = 3,
+        device: torch.device | str = "cpu",
+        config: MemoryConfig | None = None,
+    ):
+        config = MemoryConfig(voxel_size, feature_dim) if config is None else config
+        if not (math.isfinite(config.voxel_size) and config.voxel_size > 0):
+            raise ValueError(f"voxel_size: expected a positive number of metres, got {config.voxel_size}")
+        if config.feature_dim < 1:
+            raise ValueError(f"feature_dim: expected at least 1, got {config.feature_dim}")
+        self.config = config
+        self.levels = [
+            Level(config.voxel_size * scale, config.feature_dim, footprint, device)
+            for scale, footprint in zip(config.scales, config.max_footprints, strict=True)
+        ]
+        self.background = Background(config.feature_dim, device)
+        self.poses = torch.zeros(0, 4, 4, device=device)  # [N, 4, 4] of the cameras observed
+
+    @property
+    def voxel_size(self) -> float:
+        """Metres, of the base level."""
+        return self.config.voxel_size
+
+    @property
+    def grid(self) -> SparseGrid:
+        """The grid of the coarsest level, which holds everything that was seen."""
+        return self.levels[0].grid
+
+    @property
+    def num_voxels(self) -> int:
+        """Lattice points allocated, of all levels."""
+        return sum(level.grid.num_voxels for level in self.levels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is remembered."""
+        return sum(tensor.nbytes for level in self.levels for tensor in level.tensors().values())
+
+    @property
+    def device(self) -> torch.device:
+        return self.poses.device
+
+    @torch.no_grad()
+    def observe(
+        self,
+        features: Tensor,  # [H, W, C]
+        depth: Tensor,  # [H, W]
+        camera_to_world: Tensor,  # [4, 4]
+        camera: Camera,
+    ) -> None:
+        """Adds a frame: surfaces, the free space before them, and the sky where there is no depth.
+
+        Args:
+            features: what was seen, such as colours in 0..1; floating point.
+            depth: metres as the camera gives them (panorama: along the ray, pinhole: along its axis); values that are
+                not positive and finite mean that nothing is there.
+            camera_to_world: rigid, OpenCV axes.
+            camera: of the frame's size.
+
+        Raises:
+            ValueError: for an argument of another shape, dtype or device, values that are not finite, a pose that is not
+                rigid; the memory is then unchanged.
+        """
+        self._check_frame(features, depth, camera_to_world, camera)
+        origins, directions = camera.rays(camera_to_world.float())
+        distance = camera.range_from_depth(depth.float())
+        seen = torch.isfinite(distance) & (distance > 0)
+        weight = camera.solid_angle().to(self.device, torch.float32)
+        ones = torch.ones(*depth.shape, 1, device=self.device)
+        whole = Rays(
+            origins, directions, distance.flatten(), weight.flatten(), torch.cat([features.float(), ones], -1).flatten(0, 1)
+        )
+        surface = whole.select(seen.flatten())
+        nearest = _nearest_around(torch.where(seen, distance, math.inf)).flatten()
+        pixel_angle = weight.max().sqrt().item()
+
+        sparse = torch.zeros_like(seen)
+        sparse[::CARVE_STRIDE, ::CARVE_STRIDE] = True
+        free = whole.select(sparse.flatten())
+        passes = torch.isfinite(free.distance) & (free.distance > 0)
+        free = free._replace(
+            distance=torch.where(passes, free.distance, math.inf), weight=free.weight * CARVE_STRIDE**2
+        )
+        for level in self.levels:
+            if level.max_footprint != self.levels[-1].max_footprint:
+                level.carve(free)
+            level.observe(surface, pixel_angle)
+            edge = whole.distance.where(seen.flatten(), math.inf) > nearest + 2 * level.voxel_size
+            level.clear(whole.select(edge), nearest[edge])
+        sky = whole.select(~seen.flatten())
+        self.background.observe(sky.directions, sky.features, sky.weight, camera.height)
+        self.poses = torch.cat([self.poses, camera_to_world.float()[None]])
+
+    @torch.no_grad()
+    def query(self, camera: Camera, camera_to_world: Tensor, background: bool = True) -> View:
+        """Renders the memory for a camera at a pose.
+
+        Args:
+            camera: of any kind and size.
+            camera_to_world: `[4, 4]`, rigid, OpenCV axes.
+            background: show the sky where nothing solid is.
+
+        Returns:
+            `View(features [H, W, C], depth [H, W], opacity [H, W], visibility [H, W])`; depth in metres along the ray.
+
+        Raises:
+            ValueError: for a pose that is not rigid or not finite.
+        """
+        check_pose(camera_to_world)
+        origins, directions = camera.rays(camera_to_world.to(self.device, torch.float32))
+        shown, mean = self._render_levels(origins, directions)
+        visibility = shown.opacity * (shown.sums[:, -1] > 0)
+        if background:
+            sky, sky_seen = self.background.sample(directions)
+            behind = (1 - shown.opacity) * sky_seen
+            total = visibility + behind
+            mean = (visibility[:, None] * mean + behind[:, None] * sky) / total.clamp_min(1e-6)[:, None]
+            visibility = total
+        shape = (camera.height, camera.width)
+        depth = torch.where(shown.opacity > SOLID, shown.distance, 0.0)
+        return View(mean.view(*shape, -1), depth.view(shape), shown.opacity.view(shape), visibility.view(shape))
+
+    def _render_levels(self, origins: Tensor, directions: Tensor) -> tuple[Rendering, Tensor]:
+        """All levels along rays: coarse where the base has holes, fine around the base's surface where it was seen."""
+        coarse, base, *finer = self.levels
+        shown = base.render(origins, directions)
+        mean = shown.mean()
+        guard = coarse.render(origins, directions)
+        leaks = guard.distance + 2 * coarse.voxel_size < torch.where(shown.opacity > SOLID, shown.distance, math.inf)
+        gap = (guard.opacity > SOLID) & leaks & (guard.distance > DENSE * base.dense_reach)
+        mean = torch.where(gap[:, None], guard.mean(), mean)
+        shown = Rendering(*(torch.where(gap if a.ndim == 1 else gap[:, None], a, b) for a, b in zip(guard, shown)))
+        for level in finer:
+            near = (~gap & (shown.opacity > SOLID) & (shown.distance < 1.2 * level.reach)).nonzero()[:, 0]
+            if near.numel() == 0:
+                continue
+            window = FINE_WINDOW * base.voxel_size
+            start = (shown.distance[near] - window).clamp_min(0.0)
+            o, d = origins[near], directions[near]
+            detail = level.render(torch.addcmul(o, d, start[:, None]), d, near=0.0, far=2 * window)
+            share = detail.opacity * (detail.sums[:, -1] > 0)
+            mean[near] = torch.lerp(mean[near], detail.mean(), share[:, None])
+            shown.distance[near] = torch.lerp(shown.distance[near], start + detail.distance, share)
+        return shown, mean
+
+    def _check_frame(self, features: Tensor, depth: Tensor, camera_to_world: Tensor, camera: Camera) -> None:
+        shape = (camera.height, camera.width)
+        for name, tensor, wanted in (
+            ("features", features, (*shape, self.config.feature_dim)),
+            ("depth", depth, shape),
+            ("camera_to_world", camera_to_world, (4, 4)),
+        ):
+            if tuple(tensor.shape) != wanted or not tensor.is_floating_point():
+                raise ValueError(
+                    f"{name}: expected floating point {list(wanted)}, got {tensor.dtype} {list(tensor.shape)}"
+                )
+            if tensor.device != self.device:
+                raise ValueError(f"{name}: expected device {self.device}, got {tensor.device}")
+        check_pose(camera_to_world)
+        if not torch.isfinite(features).all():
+            raise ValueError("features: expected finite values, got NaN or infinity")
+
+
+def _nearest_around(distance: Tensor) -> Tensor:  # [H, W] -> [H, W]
+    """The smallest distance within EDGE_RADIUS pixels."""
+    size = 2 * EDGE_RADIUS + 1
+    return -F.max_pool2d(-distance[None], size, stride=1, padding=EDGE_RADIUS)[0]
