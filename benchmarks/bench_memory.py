@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Row, Target
-from benchmarks.inputs import CHANNELS, VOXEL_SIZE
+from benchmarks.inputs import CHANNELS, VOXEL_SIZE, lift
 from evoworld.data import Capture, Frame
 from evoworld.evaluation import depth_metrics, fill_holes, psnr, reproject_points, split_frames, ssim
 from evoworld.world import Memory
@@ -29,7 +29,7 @@ def run_speed(capture: Capture, max_frames: int) -> tuple[list[Row], list[Target
     query = Row("memory 256x512, C = 16", "query")
     both = Row("memory 256x512, C = 16", "observe + query", note="growth and carving included")
     for frame, between in zip(frames[::2], frames[1::2], strict=False):
-        features = frame.image.repeat(1, 1, -(-CHANNELS // 3))[..., :CHANNELS].contiguous()
+        features = lift(frame.image)
         start = time.perf_counter()
         memory.observe(features, frame.depth, frame.camera_to_world, frame.camera)
         middle = time.perf_counter()

@@ -1,12 +1,15 @@
 """voxel_scatter: forward against Warp, Numba and the PyTorch reference, and backward against forward."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.harness import Check, Contestant, Row, Target, compare, inputs_beyond_cache, ratio
-from benchmarks.inputs import CHANNELS, Rays, panorama_rays
+from benchmarks.inputs import Rays, panorama_rays
 from evoworld import ops, reference
 from evoworld.data import Capture
 
@@ -15,8 +18,8 @@ HEIGHTS = (256, 512)
 TOLERANCE = 1e-4
 MULTIPLY_ADD = 2
 WARP_TARGET, REFERENCE_TARGET, BACKWARD_TARGET = 5.0, 30.0, 2.0
-OWN_YARDSTICK = "the fastest Warp kernel that we know how to write"
-INPUTS = ("features", "depth", "origins", "directions")
+LEAVES = ("features", "depth", "origins", "directions")
+GRADIENTS = {"backward, all gradients": len(LEAVES), "backward, features": 1}
 
 
 def run(capture: Capture, repeats: int, missing: list[str], heights: Sequence[int] = HEIGHTS):
@@ -27,96 +30,101 @@ def run(capture: Capture, repeats: int, missing: list[str], heights: Sequence[in
         first = panorama_rays(capture[0], height)
         count = inputs_beyond_cache(first.nbytes, len(capture))
         inputs = [first] + [panorama_rays(capture[i * len(capture) // count], height) for i in range(1, count)]
-        size = f"{height}x{2 * height}"
-        forward = _forward(f"voxel_scatter forward {size}", inputs, repeats, missing)
-        backward = _backward(f"voxel_scatter backward {size}", inputs, repeats)
-        rows += [*forward.values(), *backward.values()]
-        for peer, limit in (
-            ("Warp CPU", WARP_TARGET),
-            ("Warp CPU, vectors", 1.0),
-            ("PyTorch reference", REFERENCE_TARGET),
+        case = f"voxel_scatter {height}x{2 * height}"
+        found = compare_all(case, [Prepared(rays) for rays in inputs], repeats, missing)
+        rows += found.values()
+        for peer, limit, note in (
+            ("Warp CPU", WARP_TARGET, ""),
+            ("Warp CPU, vectors", 1.0, "the fastest Warp kernel that we know how to write"),
+            ("PyTorch reference", REFERENCE_TARGET, ""),
         ):
-            claim = f"voxel_scatter forward {size}: {peer} / ours"
-            note = OWN_YARDSTICK if limit == 1.0 else ""
-            targets.append(Target(claim, ratio(forward, peer, "evoworld"), limit, True, note=note))
-        slowdown = backward["all gradients"].median / forward["evoworld"].median
-        claim = f"voxel_scatter {size}: backward / forward, all gradients"
-        targets.append(Target(claim, slowdown, BACKWARD_TARGET, False))
+            claim = f"{case} forward: {peer} / ours"
+            targets.append(Target(claim, ratio(found, peer, "evoworld"), limit, True, note=note))
+        for name in GRADIENTS:
+            slowdown = ratio(found, name, "evoworld")
+            targets.append(Target(f"{case}: {name} / forward", slowdown, BACKWARD_TARGET, False))
     return rows, targets
 
 
-def _forward(case: str, inputs: Sequence[Rays], repeats: int, missing: list[str]) -> dict[str, Row]:
-    floor = _floor(inputs[0])
-    contestants = [
-        Contestant("evoworld", lambda rays: ops.voxel_scatter(*_arguments(rays)), _sums, *floor),
-        Contestant(
-            "evoworld, in place", _into_kept_sums(), _sums, *floor, note="as the memory does; zeroing timed too"
-        ),
-        Contestant("PyTorch reference", lambda rays: reference.voxel_scatter(*_arguments(rays)), _sums, *floor),
-    ]
-    if warp := peers.load("warp_splat", missing):
-        note = "serial; an atomic addition a channel"
-        contestants.append(Contestant("Warp CPU", warp.voxel_scatter, _sums, *floor, note=note))
-        note = "serial; vectors of 16 channels"
-        contestants.append(Contestant("Warp CPU, vectors", warp.voxel_scatter_vectors, _sums, *floor, note=note))
-    if numba := peers.load("numba_splat", missing):
-        contestants.append(Contestant("Numba", numba.voxel_scatter, _sums, *floor, note="serial"))
-    check = Check(_sums(reference.voxel_scatter(*_arguments(inputs[0]))), TOLERANCE)
-    return compare(case, contestants, inputs, check, repeats)
+@dataclass
+class Prepared:
+    """A panorama, sums to scatter into, and a graph whose backward is timed alone."""
 
+    rays: Rays
 
-def _backward(case: str, inputs: Sequence[Rays], repeats: int) -> dict[str, Row]:
-    """Backward alone: the graphs are built before the clock starts."""
+    @cached_property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        return torch.empty(self.rays.grid.num_voxels, self.rays.features.shape[1]), torch.empty(
+            self.rays.grid.num_voxels
+        )
 
-    def graph(scatter, rays: Rays):
-        leaves = [getattr(rays, name).detach().clone().requires_grad_() for name in INPUTS]
-        sums = scatter(*leaves, rays.grid)
+    @cached_property
+    def graph(self):
+        return self.record(ops.voxel_scatter)
+
+    def record(self, scatter):
+        """(leaves, sums, gradients of the sums) of a forward."""
+        leaves = [getattr(self.rays, name).detach().clone().requires_grad_() for name in LEAVES]
+        sums = scatter(*leaves, self.rays.grid)
         generator = torch.Generator().manual_seed(0)
         return leaves, sums, [torch.randn(s.shape, generator=generator) for s in sums]
 
-    def gradients(wanted: int):
-        def backward(prepared):
-            leaves, sums, d_sums = prepared
-            return torch.autograd.grad(sums, leaves[:wanted], d_sums, retain_graph=True)
 
-        return backward
+def compare_all(case: str, inputs: Sequence[Prepared], repeats: int, missing: list[str]) -> dict[str, Row]:
+    """Every way to scatter, forward and backward, in one interleaved run."""
+    rays = inputs[0].rays
+    floor = _floor(rays)
+    sums = Check(_sums(reference.voxel_scatter(*_arguments(inputs[0]))), TOLERANCE)
+    contestants = [
+        Contestant("evoworld", lambda given: ops.voxel_scatter(*_arguments(given)), _sums, *floor, note="forward"),
+        Contestant("evoworld, in place", _scatter_in_place, _sums, *floor, note="into kept sums; zeroing timed too"),
+        Contestant("PyTorch reference", lambda given: reference.voxel_scatter(*_arguments(given)), _sums, *floor),
+    ]
+    if warp := peers.load("warp_splat", missing):
+        note = "serial; an atomic addition a channel"
+        contestants.append(Contestant("Warp CPU", lambda g: warp.voxel_scatter(g.rays), _sums, *floor, note=note))
+        note = "serial; vectors of 16 channels"
+        vectors = Contestant(
+            "Warp CPU, vectors", lambda g: warp.voxel_scatter_vectors(g.rays), _sums, *floor, note=note
+        )
+        contestants.append(vectors)
+    if numba := peers.load("numba_splat", missing):
+        contestants.append(Contestant("Numba", lambda g: numba.voxel_scatter(g.rays), _sums, *floor, note="serial"))
+    checks = {contestant.name: sums for contestant in contestants}
 
-    def named(found):
-        return {f"d_{name}": gradient for name, gradient in zip(INPUTS, found, strict=False)}
-
-    expected = named(gradients(len(INPUTS))(graph(reference.voxel_scatter, inputs[0])))
-    prepared = [graph(ops.voxel_scatter, rays) for rays in inputs]
-    read, flops = _floor(inputs[0])
-    rows = {}
-    # Two checks, as the contestants give different gradients; interleaving does not matter inside one op.
-    for name, wanted in (("all gradients", len(INPUTS)), ("features only", 1)):
-        check = Check({key: expected[key] for key in list(expected)[:wanted]}, TOLERANCE)
-        contestant = Contestant(name, gradients(wanted), named, read, flops * (2 if wanted > 1 else 1))
-        rows |= compare(case, [contestant], prepared, check, repeats)
-    return rows
+    expected = _gradients(inputs[0].record(reference.voxel_scatter), len(LEAVES))
+    for name, wanted in GRADIENTS.items():
+        flops = floor[1] * (2 if wanted > 1 else 1)
+        backward = Contestant(name, lambda g, n=wanted: _gradients(g.graph, n), _named_gradients, floor[0], flops)
+        contestants.append(backward)
+        checks[name] = Check(_named_gradients(expected[:wanted]), TOLERANCE)
+    for given in inputs:
+        _ = given.sums, given.graph
+    return compare(case, contestants, inputs, checks, repeats)
 
 
-def _arguments(rays: Rays):
+def _arguments(given: Prepared):
+    rays = given.rays
     return rays.features, rays.depth, rays.origins, rays.directions, rays.grid
 
 
-def _into_kept_sums():
-    """A scatter into sums that the caller keeps between calls: no allocation."""
-    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def scatter(rays: Rays):
-        if id(rays) not in kept:
-            kept[id(rays)] = torch.empty(rays.grid.num_voxels, CHANNELS), torch.empty(rays.grid.num_voxels)
-        sums = kept[id(rays)]
-        for total in sums:
-            total.zero_()
-        ops.voxel_scatter_(*sums, *_arguments(rays))
-        return sums
-
-    return scatter
+def _scatter_in_place(given: Prepared) -> tuple[Tensor, Tensor]:
+    for total in given.sums:
+        total.zero_()
+    ops.voxel_scatter_(*given.sums, *_arguments(given))
+    return given.sums
 
 
-def _sums(found):
+def _gradients(graph, wanted: int) -> tuple[Tensor, ...]:
+    leaves, sums, d_sums = graph
+    return torch.autograd.grad(sums, leaves[:wanted], d_sums, retain_graph=True)
+
+
+def _named_gradients(found: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"d_{name}": gradient for name, gradient in zip(LEAVES, found, strict=False)}
+
+
+def _sums(found: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     return {"feature_sum": found[0], "weight_sum": found[1]}
 
 

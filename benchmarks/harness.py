@@ -103,19 +103,21 @@ def compare(
     case: str,
     contestants: Sequence[Contestant],
     inputs: Sequence[Any],
-    check: Check,
+    check: Check | Mapping[str, Check],
     repeats: int,
 ) -> dict[str, Row]:
     """Check every contestant on the first input, then time those that agree, interleaved, rotating the inputs.
 
-    Returns the rows by contestant. The check is the warm-up: it compiles what is compiled on first use.
+    `check` is one for all, or one for each contestant's name where they compute different things. Returns the rows by
+    contestant. The check is the warm-up too: it compiles what is compiled on first use.
     """
     if not inputs:
         raise ValueError(f"{case}: expected at least one input, got none")
     rows = {c.name: Row(case, c.name, bytes=c.bytes, flops=c.flops, note=c.note) for c in contestants}
     running = []
     for contestant in contestants:
-        complaint = check.complaint(contestant.outputs(contestant.run(inputs[0])))
+        expected = check if isinstance(check, Check) else check[contestant.name]
+        complaint = expected.complaint(contestant.outputs(contestant.run(inputs[0])))
         if complaint:
             rows[contestant.name].refused = complaint
         else:

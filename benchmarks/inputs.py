@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evoworld import ops
 from evoworld.data import Capture, Frame, read_capture
 from evoworld.geometry import Panorama, SparseGrid
+from evoworld.world import Memory
 
 CHANNELS = 16
 VOXEL_SIZE = 0.05
@@ -47,22 +47,29 @@ def find_captures(directory: Path | None) -> list[Capture]:
     return [read_capture(path) for path in found]
 
 
-def panorama_rays(frame: Frame, height: int, grid: SparseGrid | None = None, channels: int = CHANNELS) -> Rays:
+def panorama_rays(frame: Frame, height: int, grid: SparseGrid | None = None) -> Rays:
     """A frame as rays at `height` x 2 `height`, a whole multiple of its size (nearest: each pixel is repeated).
 
-    Without a grid it gets its own, of its own points. The colours are repeated to fill the channels.
+    Without a grid it gets its own, of its own points.
     """
     factor = height // frame.image.shape[0]
     if factor < 1 or factor * frame.image.shape[0] != height:
         raise ValueError(f"height: expected a multiple of the frame's {frame.image.shape[0]}, got {height}")
     image = frame.image.repeat_interleave(factor, 0).repeat_interleave(factor, 1).flatten(0, 1)
     depth = frame.depth.repeat_interleave(factor, 0).repeat_interleave(factor, 1).flatten()
-    features = image.repeat(1, -(-channels // image.shape[1]))[:, :channels].contiguous()
+    features = lift(image)
     origins, directions = Panorama(height, 2 * height).rays(frame.camera_to_world)
     origins, directions = origins.contiguous(), directions.contiguous()
     if grid is None:
         grid = SparseGrid.from_points(points_of(depth, origins, directions), VOXEL_SIZE)
     return Rays(features, depth, origins, directions, grid)
+
+
+def lift(
+    image: Tensor,  # [..., 3]
+) -> Tensor:  # [..., CHANNELS]
+    """The colours, repeated until the channels are full."""
+    return image.repeat(*[1] * (image.ndim - 1), -(-CHANNELS // image.shape[-1]))[..., :CHANNELS].contiguous()
 
 
 def points_of(
@@ -77,7 +84,7 @@ def points_of(
 
 @dataclass(frozen=True)
 class World:
-    """A capture's frames fused into one grid: what `volume_render` is timed on."""
+    """What `volume_render` is timed on: the base level of a memory of a capture."""
 
     frames: Sequence[Frame]
     grid: SparseGrid
@@ -90,24 +97,12 @@ class World:
         return max(frame.depth.max().item() for frame in self.frames) + self.grid.voxel_size
 
 
-# Per metre, where a surface was seen: a ray through the middle of one voxel of it keeps exp(-4) of its light.
-SURFACE_DENSITY = 4.0 / VOXEL_SIZE
-
-
-def fuse(capture: Capture, num_frames: int | None = None) -> World:
-    """Average a capture's frames into a grid of 5 cm voxels with 16 channels; surfaces are dense, the rest is empty."""
+def remember(capture: Capture, num_frames: int | None = None) -> World:
+    """Observe a capture's frames, lifted to 16 channels, and take the memory's level of 5 cm voxels."""
     frames = [capture[i] for i in range(min(len(capture), num_frames or len(capture)))]
-    grid = SparseGrid(VOXEL_SIZE)
+    memory = Memory(VOXEL_SIZE, feature_dim=CHANNELS)
     for frame in frames:
-        origins, directions = frame.camera.rays(frame.camera_to_world)
-        grid.merge(points_of(frame.camera.range_from_depth(frame.depth).flatten(), origins, directions))
-    feature_sum = torch.zeros(grid.num_voxels, CHANNELS)
-    weight_sum = torch.zeros(grid.num_voxels)
-    for frame in frames:
-        rays = panorama_rays(frame, frame.image.shape[0], grid)
-        weight = frame.camera.solid_angle().flatten().float()
-        ops.voxel_scatter_(
-            feature_sum, weight_sum, rays.features, rays.depth, rays.origins, rays.directions, grid, weight
-        )
-    features = feature_sum / weight_sum.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    return World(frames, grid, features, torch.where(weight_sum > 0, SURFACE_DENSITY, 0.0))
+        memory.observe(lift(frame.image), frame.depth, frame.camera_to_world, frame.camera)
+    level = next(level for level in memory.levels if level.voxel_size == VOXEL_SIZE)
+    features = level.sums[:, :CHANNELS] / level.sums[:, -1:].clamp(min=torch.finfo(torch.float32).tiny)
+    return World(frames, level.grid, features.contiguous(), level.density().contiguous())

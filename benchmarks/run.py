@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import bench_memory, bench_threads, bench_volume_render, bench_voxel_scatter
-from benchmarks.inputs import find_captures, fuse
+from benchmarks.inputs import find_captures, remember
 from benchmarks.machine import describe, measure_ceilings
 from benchmarks.report import Report, markdown, write
 
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> Report:
         add(bench_voxel_scatter.run(captures[0], repeats, report.missing, heights))
     if "render" in parts or "threads" in parts:
         progress("volume_render")
-        world = fuse(captures[0], 8 if quick else None)
+        world = remember(captures[0], 8 if quick else None)
         if "render" in parts:
             add(bench_volume_render.run(world, repeats, report.missing))
         if "threads" in parts:

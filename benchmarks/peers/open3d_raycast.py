@@ -14,8 +14,8 @@ from torch import Tensor
 from evoworld.data import Frame
 from evoworld.geometry import Panorama, Pinhole, invert_pose, make_pose
 
-# Its range map warns and grows on every other call.
-o3d.utility.set_verbosity_level(o3d.utility.VerbosityLevel.Debug)
+# It tells of its range map at every call.
+o3d.utility.set_verbosity_level(o3d.utility.VerbosityLevel.Error)
 
 FACE = 256  # pixels along an edge of the faces that are integrated: finer than the panorama
 VIEW = Pinhole(
@@ -67,10 +67,10 @@ class SurfaceGrid:
     def _reserve_fragments(self) -> None:
         """Make Open3D's buffer of range fragments large, once.
 
-        It is sized by the first picture that is cast. Where it is too small, Open3D 0.20 reads fragments that were never
-        written, which crashes or hangs it; a large picture of a single block leaves room for all that follows.
+        The first picture that is cast decides its size. Where it is too small, Open3D 0.20 reads fragments that were
+        never written, which crashes or hangs it; a large picture of a single block leaves room for all that follows.
         """
-        large = Pinhole(2048, 2048, fx=1024.0, fy=1024.0, cx=1024.0, cy=1024.0)
+        large = Pinhole(4096, 4096, fx=2048.0, fy=2048.0, cx=2048.0, cy=2048.0)
         first_block = self.grid.hashmap().key_tensor()[self.grid.hashmap().active_buf_indices()[:1].to(o3c.int64)]
         self.cast(large, torch.eye(4), first_block)
 

@@ -29,6 +29,10 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// fminf and fmaxf are calls into libm on the CPU (they mind NaN): a tenth of a render's time. These give b for NaN.
+EW_HD float smaller(float a, float b) { return a < b ? a : b; }
+EW_HD float larger(float a, float b) { return a > b ? a : b; }
+
 EW_HD float bits_to_float(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
@@ -51,7 +55,7 @@ EW_HD float widen(Half value) {
 // 1 - exp(-x) to about one unit in the last place, small x included (1 - expf(-x) is off by 2e-4 at x = 1e-4).
 // exp(y) = 2^n exp(r) with |r| <= ln(2) / 2; the Taylor series of expm1(r) to degree 7 is good to 5e-9 there.
 EW_HD float one_minus_exp_negative(float x) {
-  const float y = fminf(fmaxf(-x, -87.0f), 87.0f);
+  const float y = smaller(larger(-x, -87.0f), 87.0f);
   const float n = rintf(y * 1.44269504f);
   const float r = fmaf(n, -1.42860677e-6f, fmaf(n, -0.693145752f, y));
   float p = 1.0f / 5040.0f;

@@ -16,16 +16,17 @@ struct MarchParams {
   float min_transmittance;  // the ray ends before the first sample whose transmittance is below this; 0: never
 };
 
-EW_HD float sample_distance(const MarchParams& march, float jitter, int32_t k) {
-  return fmaf(static_cast<float>(k) + jitter, march.step, march.near);
+// k is a whole number, kept in float32: leaps then need no conversion in either direction.
+EW_HD float sample_distance(const MarchParams& march, float jitter, float k) {
+  return fmaf(k + jitter, march.step, march.near);
 }
 
 constexpr float kMaxSamples = 16777216.0f;  // 2^24: every smaller k is exact in float32
 
 // The ray's samples inside the directory's box, [first, last); one spare sample on either side covers rounding.
 struct SampleRange {
-  int32_t first;
-  int32_t last;
+  float first;
+  float last;
 };
 
 EW_HD SampleRange samples_in_grid(const GridView& grid, const LatticeLine& line, const MarchParams& march,
@@ -46,14 +47,15 @@ EW_HD SampleRange samples_in_grid(const GridView& grid, const LatticeLine& line,
       continue;
     }
     const float a = (first - base[i]) / slope[i], b = (last - base[i]) / slope[i];
-    enter = fmaxf(enter, fminf(a, b));
-    leave = fminf(leave, fmaxf(a, b));
+    enter = larger(enter, smaller(a, b));
+    leave = smaller(leave, larger(a, b));
   }
   if (!(enter <= leave + kSlack * fabsf(leave))) return {0, 0};
   const float first = floorf((enter - march.near) / march.step * (1.0f - kSlack) - jitter) - 1.0f;
   const float last = ceilf((leave - march.near) / march.step * (1.0f + kSlack) - jitter) + 2.0f;
-  SampleRange range = {static_cast<int32_t>(fmaxf(first, 0.0f)), static_cast<int32_t>(fminf(last, kMaxSamples))};
-  while (range.last > range.first && !(sample_distance(march, jitter, range.last - 1) < march.far)) --range.last;
+  SampleRange range = {larger(first, 0.0f), smaller(last, kMaxSamples)};
+  while (range.last > range.first && !(sample_distance(march, jitter, range.last - 1.0f) < march.far))
+    range.last -= 1.0f;
   return range;
 }
 
@@ -62,24 +64,25 @@ EW_HD SampleRange samples_in_grid(const GridView& grid, const LatticeLine& line,
 EW_HD float leave_inactive(const LatticeLine& line, const Float3& inverse_slope, Int3 cell, const BrickEntry& entry,
                            float margin) {
   const Int3 unit = shift_down(cell, entry.shift);
-  const int32_t edge = 1 << entry.shift;
-  const int32_t reach = entry.distance;
   float leave = INFINITY;
   const float base[3] = {line.base.x, line.base.y, line.base.z};
   const float inverse[3] = {inverse_slope.x, inverse_slope.y, inverse_slope.z};
   const int32_t at[3] = {unit.x, unit.y, unit.z};
   for (int i = 0; i < 3; ++i) {
     if (!(fabsf(inverse[i]) < INFINITY)) continue;  // parallel to these planes
-    const float plane = inverse[i] > 0.0f ? static_cast<float>((at[i] + reach) * edge) - margin
-                                          : static_cast<float>((at[i] - reach + 1) * edge) + margin;
-    leave = fminf(leave, (plane - base[i]) * inverse[i]);
+    const bool up = inverse[i] > 0.0f;
+    const int32_t plane = at[i] + (up ? entry.distance : 1 - entry.distance);
+    const float inside = static_cast<float>(plane << entry.shift) - (up ? margin : -margin);
+    leave = smaller(leave, (inside - base[i]) * inverse[i]);
   }
   return leave;
 }
 
-// Visitor: bool cell(const int64_t rows[8]) on entering a cell (false: its samples do not matter);
+// Visitor: uint64_t brick(const int64_t brick_rows[8]) on entering a brick, given the first rows of it and its upper
+//            neighbours: which of its cells matter, a bit each, by index_in_brick(low corner);
+//          void cell(const int64_t rows[8]) on entering a cell that matters, given the rows of its corners;
 //          bool sample(float t, Float3 fraction)    (false: the ray is opaque, stop);
-//          void leave() when a cell that mattered is left.
+//          void leave() when that cell is left.
 template <bool kSkip = true, class Visitor>
 EW_HD void march_ray(const GridView& grid, const LatticeLine& line, const MarchParams& march, float jitter,
                      Visitor& visitor) {
@@ -90,11 +93,12 @@ EW_HD void march_ray(const GridView& grid, const LatticeLine& line, const MarchP
   // Lattice coordinates carry an error of a few units in the last place of base and of the planes.
   const float margin = 0.01f + 1.0e-6f * (fabsf(line.base.x) + fabsf(line.base.y) + fabsf(line.base.z));
 
-  Int3 cell = {INT32_MIN, INT32_MIN, INT32_MIN};
-  Int3 brick = {INT32_MIN, INT32_MIN, INT32_MIN};
+  constexpr Int3 kNowhere = {INT32_MIN, INT32_MIN, INT32_MIN};
+  Int3 brick = kNowhere, cell = kNowhere;
   int64_t brick_rows[8];
+  uint64_t cells = 0;  // of the brick, those that matter
   bool matters = false;
-  for (int32_t k = range.first; k < range.last; ++k) {
+  for (float k = range.first; k < range.last; k += 1.0f) {
     const float t = sample_distance(march, jitter, k);
     const CellPoint point = cell_point(line, t);
     if (!same(point.cell, cell)) {
@@ -103,26 +107,33 @@ EW_HD void march_ray(const GridView& grid, const LatticeLine& line, const MarchP
       cell = point.cell;
       const Int3 next = shift_down(cell, kBrickShift);
       if (!same(next, brick)) {
-        const BrickEntry entry = find_entry(grid, next);
-        if (entry.brick < 0 && entry.distance != 0) {
-          brick = {INT32_MIN, INT32_MIN, INT32_MIN};
+        brick = kNowhere;
+        BrickEntry entry = find_entry(grid, next);
+        if (entry.shift < 0) continue;  // outside the directory
+        if (entry.brick >= 0 || entry.distance == 0) {
+          find_neighbour_rows(grid, next, brick_rows);
+          cells = visitor.brick(brick_rows);
+          if (cells != 0) brick = next;
+          entry.distance = 1;
+        }
+        if (!same(next, brick)) {
           if constexpr (kSkip) {
             const float leave = leave_inactive(line, inverse_slope, cell, entry, margin);
             const float target = (leave - march.near) * inverse_step - jitter;
             // The sample at ceil(target) is the first one out; a target within rounding of it counts as before it.
             const float safe = ceilf(target - (1.0e-3f + 1.0e-6f * fabsf(target)));
-            if (!(safe < static_cast<float>(range.last))) break;
-            if (safe > static_cast<float>(k + 1)) k = static_cast<int32_t>(safe) - 1;
+            if (!(safe < range.last)) break;
+            k = larger(k, safe - 1.0f);
           }
           continue;
         }
-        if (entry.shift < 0) continue;  // outside the directory
-        brick = next;
-        find_neighbour_rows(grid, brick, brick_rows);
       }
-      int64_t rows[8];
-      find_cell_rows(brick_rows, cell, rows);
-      matters = visitor.cell(rows);
+      matters = (cells >> index_in_brick(cell) & 1) != 0;
+      if (matters) {
+        int64_t rows[8];
+        find_cell_rows(brick_rows, cell, rows);
+        visitor.cell(rows);
+      }
     }
     if (matters && !visitor.sample(t, point.fraction)) break;
   }

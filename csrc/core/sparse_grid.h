@@ -78,28 +78,48 @@ EW_HD int32_t find_brick(const GridView& grid, Int3 brick) { return find_entry(g
 
 // First rows of the brick and its 7 upper neighbours (order of corner_of); kNoRow where nothing is allocated.
 EW_HD void find_neighbour_rows(const GridView& grid, Int3 brick, int64_t rows[8]) {
-  for (int i = 0; i < 8; ++i) {
-    const int32_t found = find_brick(grid, corner_of(brick, i));
-    rows[i] = found < 0 ? kNoRow : static_cast<int64_t>(found) * kBrickVoxels;
+  int32_t found[8];
+  constexpr int last = kPageEdge - 1;
+  if ((brick.x & last) < last && (brick.y & last) < last && (brick.z & last) < last) {  // all in one page
+    const int64_t slot = directory_index(grid, shift_down(brick, kPageShift));
+    const int32_t page = slot < 0 ? -1 : grid.directory[slot];
+    const int32_t* const entries = grid.pages + static_cast<int64_t>(page) * kPageBricks + index_in_page(brick);
+    for (int i = 0; i < 8; ++i) found[i] = page < 0 ? -1 : entries[index_in_page(corner_of({0, 0, 0}, i))];
+  } else {
+    for (int i = 0; i < 8; ++i) found[i] = find_brick(grid, corner_of(brick, i));
   }
+  for (int i = 0; i < 8; ++i) rows[i] = found[i] < 0 ? kNoRow : static_cast<int64_t>(found[i]) * kBrickVoxels;
 }
 
 // Value rows of the 8 corners of a cell, from the first rows of the bricks around its low corner; negative: not
 // allocated.
 EW_HD void find_cell_rows(const int64_t brick_rows[8], Int3 cell, int64_t rows[8]) {
-  const int x = cell.x & (kBrickEdge - 1), y = cell.y & (kBrickEdge - 1), z = cell.z & (kBrickEdge - 1);
-  if (x < kBrickEdge - 1 && y < kBrickEdge - 1 && z < kBrickEdge - 1) {
-    const int64_t first = brick_rows[0] + index_in_brick(cell);
-    for (int i = 0; i < 8; ++i) {
-      rows[i] = first + (i >> 2) * kBrickEdge * kBrickEdge + ((i >> 1) & 1) * kBrickEdge + (i & 1);
-    }
-    return;
-  }
+  constexpr int mask = kBrickEdge - 1;
+  const int x = cell.x & mask, y = cell.y & mask, z = cell.z & mask;
+  // Along each axis: which brick the upper corner lies in (as a bit of corner_of), and where in it.
+  const int brick_x = x == mask ? 4 : 0, brick_y = y == mask ? 2 : 0, brick_z = z == mask ? 1 : 0;
+  const int low_x = x << (2 * kBrickShift), high_x = ((x + 1) & mask) << (2 * kBrickShift);
+  const int low_y = y << kBrickShift, high_y = ((y + 1) & mask) << kBrickShift;
+  const int high_z = (z + 1) & mask;
   for (int i = 0; i < 8; ++i) {
-    const Int3 offset = corner_of({x, y, z}, i);
-    const Int3 next = shift_down(offset, kBrickShift);
-    rows[i] = brick_rows[next.x * 4 + next.y * 2 + next.z] + index_in_brick(offset);
+    const int brick = (i & 4 ? brick_x : 0) | (i & 2 ? brick_y : 0) | (i & 1 ? brick_z : 0);
+    rows[i] = brick_rows[brick] + ((i & 4 ? high_x : low_x) | (i & 2 ? high_y : low_y) | (i & 1 ? high_z : z));
   }
+}
+
+// Cells of a brick that have a corner in a set of lattice points, a bit each, by index_in_brick of their low corner;
+// `points` holds the set's bits for the brick and its 7 upper neighbours.
+EW_HD uint64_t cells_with_corner(const uint64_t points[8]) {
+  uint64_t along_z[4], along_y[2];
+  for (int i = 0; i < 4; ++i) {
+    const uint64_t p = points[2 * i];
+    along_z[i] = p | (p >> 1 & 0x7777777777777777u) | (points[2 * i + 1] << 3 & 0x8888888888888888u);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const uint64_t p = along_z[2 * i];
+    along_y[i] = p | (p >> 4 & 0x0fff0fff0fff0fffu) | (along_z[2 * i + 1] << 12 & 0xf000f000f000f000u);
+  }
+  return along_y[0] | along_y[0] >> 16 | along_y[1] << 48;
 }
 
 // The lattice coordinate of the point o + t d is fma(t, slope, base): `base` loses nothing far from the grid's origin.

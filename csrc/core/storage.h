@@ -30,7 +30,7 @@ EW_HD float dot(const float* a, const T* b, int64_t count) {
 
 // sum[c] += weight * row[c]
 template <int kChannels, class T>
-EW_HD void add_scaled(float* sum, float weight, const T* row, int64_t count) {
+EW_HD void add_scaled(float* __restrict__ sum, float weight, const T* __restrict__ row, int64_t count) {
   if (kChannels > 0) count = kChannels;
   for (int64_t c = 0; c < count; ++c) sum[c] = fmaf(weight, widen(row[c]), sum[c]);
 }

@@ -27,6 +27,8 @@ struct RenderInputs {
   const float* jitter;      // [R] in units of a step, or null: 0.5
   Storage storage;
   int64_t num_channels;
+  int64_t num_bricks = 0;                  // M, where it is known
+  const uint64_t* dense_points = nullptr;  // [M], bit i: density i of the brick's 64 is not zero; null: read as needed
 };
 
 struct RenderOutputs {
@@ -48,15 +50,58 @@ struct RenderInputGradients {
   float* directions;  // [R, 3]
 };
 
-// Densities of a cell's corners, 0 where nothing is allocated. False when all of them are zero.
-EW_HD bool load_densities(const float* density, const int64_t rows[8], float values[8]) {
-  bool any = false;
-  for (int i = 0; i < 8; ++i) {
-    values[i] = rows[i] >= 0 ? density[rows[i]] : 0.0f;
-    any = any || values[i] != 0.0f;
+// Bit i is set where values[i], of the 64 of a brick, is not zero.
+EW_HD uint64_t nonzero_bits(const float* values) {
+  uint64_t bits = 0;
+  for (int i = 0; i < kBrickVoxels; i += 8) {
+    uint8_t flags[8];
+    for (int j = 0; j < 8; ++j) flags[j] = values[i + j] != 0.0f;
+    uint64_t bytes;
+    memcpy(&bytes, flags, sizeof bytes);
+    bits |= (bytes * 0x0102040810204080u >> 56) << i;  // the low bits of 8 bytes, side by side
   }
-  return any;
+  return bits;
 }
+
+// The cells of a brick with a corner of non-zero density; samples of all others have density zero.
+EW_HD uint64_t dense_cells(const RenderInputs& in, const int64_t brick_rows[8]) {
+  uint64_t points[8];
+  for (int i = 0; i < 8; ++i) {
+    const int64_t row = brick_rows[i];
+    if (row < 0) {
+      points[i] = 0;
+    } else {
+      points[i] = in.dense_points != nullptr ? in.dense_points[row / kBrickVoxels] : nonzero_bits(in.density + row);
+    }
+  }
+  return cells_with_corner(points);
+}
+
+// The cells of a brick with a corner that is allocated.
+EW_HD uint64_t allocated_cells(const int64_t brick_rows[8]) {
+  uint64_t points[8];
+  for (int i = 0; i < 8; ++i) points[i] = brick_rows[i] < 0 ? 0 : ~uint64_t{0};
+  return cells_with_corner(points);
+}
+
+// The corners of a cell, at least one of them allocated. Those that are not stand in with the row of one that is, and
+// `allocated` 0 takes them out of every sum: loops over corners need no branch, which is what lets them be vectorised.
+struct CellCorners {
+  int64_t rows[8];
+  bool allocated[8];
+  float densities[8];
+
+  EW_HD void load(const float* density, const int64_t found[8]) {
+    int64_t any = found[0];
+    for (int i = 1; i < 8; ++i) any = found[i] > any ? found[i] : any;
+    for (int i = 0; i < 8; ++i) {
+      allocated[i] = found[i] >= 0;
+      rows[i] = allocated[i] ? found[i] : any;
+      const float value = density[rows[i]];
+      densities[i] = allocated[i] ? value : 0.0f;
+    }
+  }
+};
 
 constexpr float kNoLight = 5.9604645e-8f;  // 2^-24: a transmittance that float32 cannot tell from an opaque ray's
 
@@ -88,19 +133,20 @@ struct RenderForward {
   float* sum;              // [C] of this ray
   float depth = 0.0f;
   float opacity = 0.0f;
-  RayState state;
-  int64_t rows[8];
-  float densities[8];
+  RayState state = {};
+  CellCorners corners = {};
 
-  EW_HD bool cell(const int64_t found[8]) {
-    if (!load_densities(in.density, found, densities)) return false;
-    for (int i = 0; i < 8; ++i) rows[i] = found[i];
+  EW_HD uint64_t brick(const int64_t brick_rows[8]) { return dense_cells(in, brick_rows); }
+
+  EW_HD void cell(const int64_t found[8]) {
+    corners.load(in.density, found);
+    const int64_t count = kChannels > 0 ? kChannels : channels;
+    for (int i = 0; i < 8; ++i) __builtin_prefetch(static_cast<const T*>(in.features) + corners.rows[i] * count);
     state.clear();
-    return true;
   }
 
   EW_HD bool sample(float t, Float3 fraction) {
-    const float sigma = trilinear(densities, fraction);
+    const float sigma = trilinear(corners.densities, fraction);
     if (sigma == 0.0f) return true;
     float corner_weights[8];
     trilinear_weights(fraction, corner_weights);
@@ -113,15 +159,22 @@ struct RenderForward {
   EW_HD void leave() {
     if (!state.touched) return;
     const int64_t count = kChannels > 0 ? kChannels : channels;
-    const T* features = static_cast<const T*>(in.features);
+    const T* rows[8];
+    float weights[8];
     for (int i = 0; i < 8; ++i) {
-      if (rows[i] < 0) continue;
-      add_scaled<kChannels>(sum, state.weights[i], features + rows[i] * count, count);
+      rows[i] = static_cast<const T*>(in.features) + corners.rows[i] * count;
+      weights[i] = corners.allocated[i] ? state.weights[i] : 0.0f;
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      float value = sum[c];
+      for (int i = 0; i < 8; ++i) value = fmaf(weights[i], widen(rows[i][c]), value);
+      sum[c] = value;
     }
   }
 };
 
-// `Sink` takes a cell's gradients: void add(const int64_t rows[8], const float weights[8], const float d_density[8]).
+// `Sink` takes a cell's gradients: void add(const CellCorners& corners, const float weights[8], const float
+// d_density[8]).
 template <class T, int kChannels, class Sink>
 struct RenderBackward {
   const RenderInputs& in;
@@ -135,33 +188,30 @@ struct RenderBackward {
   Sink& sink;
   Float3 d_base = {0.0f, 0.0f, 0.0f};   // by the line's base: lattice units
   Float3 d_slope = {0.0f, 0.0f, 0.0f};  // by the line's slope
-  RayState state;
-  int64_t rows[8];
-  float densities[8];
-  float dots[8];  // d_features . F_c
-  float d_densities[8];
+  RayState state = {};
+  CellCorners corners = {};
+  float dots[8] = {};  // d_features . F_c
+  float d_densities[8] = {};
 
-  EW_HD bool cell(const int64_t found[8]) {
-    const bool dense = load_densities(in.density, found, densities);
-    bool allocated = false;
-    for (int i = 0; i < 8; ++i) allocated = allocated || found[i] >= 0;
-    if (!dense && !(wants_density && allocated)) return false;
+  EW_HD uint64_t brick(const int64_t brick_rows[8]) {
+    return wants_density ? allocated_cells(brick_rows) : dense_cells(in, brick_rows);
+  }
+
+  EW_HD void cell(const int64_t found[8]) {
+    corners.load(in.density, found);
     const int64_t count = kChannels > 0 ? kChannels : channels;
     const T* features = static_cast<const T*>(in.features);
     for (int i = 0; i < 8; ++i) {
-      rows[i] = found[i];
+      const float product = dot<kChannels>(d_features, features + corners.rows[i] * count, count);
+      dots[i] = corners.allocated[i] ? product : 0.0f;
       d_densities[i] = 0.0f;
-      dots[i] = 0.0f;
-      if (found[i] < 0) continue;
-      dots[i] = dot<kChannels>(d_features, features + found[i] * count, count);
     }
     state.clear();
-    return true;
   }
 
   EW_HD bool sample(float t, Float3 fraction) {
     const float step = in.march.step;
-    const float sigma = trilinear(densities, fraction);
+    const float sigma = trilinear(corners.densities, fraction);
     const float gain = trilinear(dots, fraction) + fmaf(d_depth, t, d_opacity);
     float corner_weights[8];
     trilinear_weights(fraction, corner_weights);
@@ -171,12 +221,13 @@ struct RenderBackward {
       remaining -= static_cast<double>(weight) * gain;
     }
     // What is left of a float32 total when the light is gone is rounding, which a steep density would multiply.
-    if (state.transmittance < fmaxf(in.march.min_transmittance, kNoLight)) remaining = 0.0;
+    if (state.transmittance < larger(in.march.min_transmittance, kNoLight)) remaining = 0.0;
     const float d_sigma = step * static_cast<float>(static_cast<double>(state.transmittance) * gain - remaining);
     for (int i = 0; i < 8; ++i) d_densities[i] = fmaf(corner_weights[i], d_sigma, d_densities[i]);
     state.touched = true;
     if (wants_ray) {
-      const Float3 by_density = trilinear_gradient(densities, fraction), by_dot = trilinear_gradient(dots, fraction);
+      const Float3 by_density = trilinear_gradient(corners.densities, fraction),
+                   by_dot = trilinear_gradient(dots, fraction);
       const Float3 d_point = {fmaf(d_sigma, by_density.x, weight * by_dot.x),
                               fmaf(d_sigma, by_density.y, weight * by_dot.y),
                               fmaf(d_sigma, by_density.z, weight * by_dot.z)};
@@ -187,7 +238,7 @@ struct RenderBackward {
   }
 
   EW_HD void leave() {
-    if (state.touched) sink.add(rows, state.weights, d_densities);
+    if (state.touched) sink.add(corners, state.weights, d_densities);
   }
 };
 

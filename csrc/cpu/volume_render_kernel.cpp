@@ -37,18 +37,19 @@ struct RowSink {
   int64_t channels;
   const float* d_features;  // [C] of the current ray
 
-  EW_HD void add(const int64_t rows[8], const float weights[8], const float d_density[8]) {
+  EW_HD void add(const CellCorners& corners, const float weights[8], const float d_density[8]) {
     int64_t held = -1;
     for (int i = 0; i < 8; ++i) {
-      if (rows[i] < 0) continue;
-      if (locks != nullptr && (held < 0 || rows[i] / kBrickVoxels != held / kBrickVoxels)) {
+      if (!corners.allocated[i]) continue;
+      const int64_t row = corners.rows[i];
+      if (locks != nullptr && (held < 0 || row / kBrickVoxels != held / kBrickVoxels)) {
         if (held >= 0) locks->unlock(held);
-        held = rows[i];
+        held = row;
         locks->lock(held);
       }
-      if (gradients.density != nullptr) gradients.density[rows[i]] += d_density[i];
+      if (gradients.density != nullptr) gradients.density[row] += d_density[i];
       if (gradients.features != nullptr && weights[i] != 0.0f) {
-        add_scaled<kChannels>(gradients.features + rows[i] * channels, weights[i], d_features, channels);
+        add_scaled<kChannels>(gradients.features + row * channels, weights[i], d_features, channels);
       }
     }
     if (held >= 0) locks->unlock(held);
@@ -85,6 +86,10 @@ void backward_rays(const RenderInputs& in, const RenderOutputs& out, const Rende
 }
 
 }  // namespace
+
+void render_find_dense_points(const float* density, uint64_t* points, int64_t begin, int64_t end) {
+  for (int64_t brick = begin; brick < end; ++brick) points[brick] = nonzero_bits(density + brick * kBrickVoxels);
+}
 
 void render_forward_rays(const RenderInputs& in, const RenderOutputs& out, int64_t begin, int64_t end) {
   EW_DISPATCH_STORAGE(in.storage, in.num_channels, forward_rays, in, out, begin, end);

@@ -27,7 +27,8 @@ RenderInputs render_inputs(const Tensor& features, const Tensor& density, const 
           data_of<const float>(directions),
           data_of<const float>(jitter),
           storage_of("features", features),
-          features.size(1)};
+          features.size(1),
+          density.size(0) / kBrickVoxels};
 }
 
 MarchParams march_params(double near, double far, double step, double min_transmittance) {

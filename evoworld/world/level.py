@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ OPTICAL_DEPTH_PER_VOXEL = 8.0  # of solid matter: half the light is gone within 
 RAMP = -0.1  # voxels: where density begins to rise, before interpolation between lattice points widens it by one
 NEAR = 1e-3  # metres: where rays start
 BAND = (-1, 0, 1)  # voxels before and behind a surface at which its distance is recorded: exact in between
+CARVE_TRANSMITTANCE = 0.3  # a surface that stops this much light is enough to contradict a ray
 MIN_WEIGHT = 1e-12  # steradians: below it a quotient of sums says nothing
 
 
@@ -32,16 +34,20 @@ class Rays(NamedTuple):
         return Rays(*(part[kept] for part in self))
 
 
-class Rendering(NamedTuple):
-    """What a level shows along rays."""
+class Shown(NamedTuple):
+    """What is seen along rays."""
 
-    sums: Tensor  # [R, C + 1] features times weight, and weight, each times opacity
+    mean: Tensor  # [R, C] average of the features seen, 0 where nothing was
     distance: Tensor  # [R] metres, 0 where nothing is
     opacity: Tensor  # [R]
+    seen: Tensor  # [R] 1 where features were observed of what is shown
 
-    def mean(self) -> Tensor:  # [R, C]
-        """The average of the features seen; 0 where nothing was."""
-        return self.sums[:, :-1] / self.sums[:, -1:].clamp_min(MIN_WEIGHT)
+
+class LevelValues(NamedTuple):
+    """What a level renders."""
+
+    sums: Tensor  # [V, C + 1] features times weight, and weight
+    density: Tensor  # [V] per metre
 
 
 class Level:
@@ -54,9 +60,15 @@ class Level:
     from 0 at the surface to its full value one voxel behind it.
     """
 
-    def __init__(self, voxel_size: float, feature_dim: int, max_footprint: float, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        voxel_size: float,
+        feature_dim: int,
+        footprints: tuple[float, float] = (0.0, math.inf),
+        device: torch.device | str = "cpu",
+    ):
         self.grid = SparseGrid(voxel_size, device=device)
-        self.max_footprint = max_footprint  # voxels: pixels that are larger than this at the surface are left to others
+        self.footprints = footprints  # voxels: smallest and largest size of a pixel at the surface that the level takes
         self.reach = 0.0  # metres: the largest distance that was observed into this level
         self.dense_reach = 0.0  # metres: up to here pixels were no larger than a voxel, so that surfaces have no holes
         self._storage = [
@@ -105,11 +117,11 @@ class Level:
         self._density = None
 
     def observe(self, rays: Rays, pixel_angle: float) -> None:
-        """Adds the rays whose pixels, `pixel_angle` radians wide, are not too large at the surface for this level."""
-        limit = self.max_footprint * self.voxel_size / pixel_angle
-        near_enough = rays.distance < limit
-        if not near_enough.all():
-            rays = rays.select(near_enough)
+        """Adds the rays whose pixels, `pixel_angle` radians wide, have a size at the surface that the level takes."""
+        least, most = (footprint * self.voxel_size / pixel_angle for footprint in self.footprints)
+        fits = (rays.distance >= least) & (rays.distance < most)
+        if not fits.all():
+            rays = rays.select(fits)
         if rays.distance.numel() == 0:
             return
         self.reach = max(self.reach, rays.distance.max().item())
@@ -123,7 +135,9 @@ class Level:
             self.sums, self.weight, rays.features, rays.distance, rays.origins, rays.directions, self.grid, rays.weight
         )
         for offset in offsets:
-            self._record(rays, rays.distance + offset, -offset)
+            if offset != 0.0:  # the surface itself: distance 0, with the weight that its features have just added
+                self._record(rays, rays.distance + offset, -offset)
+        self._density = None
 
     def carve(self, rays: Rays) -> None:
         """Takes back what the rays, which see further, show not to be there.
@@ -133,7 +147,9 @@ class Level:
         """
         if self.grid.num_bricks == 0:
             return
-        shown = self.render(rays.origins, rays.directions, self.distance_sum, min_transmittance=0.3)
+        shown = self.render(
+            rays.origins, rays.directions, self.weight[:, None], self.density(), min_transmittance=CARVE_TRANSMITTANCE
+        )
         margin = 2.0 * self.voxel_size + 0.02 * rays.distance
         wrong = (shown.opacity > 0.5) & (shown.distance + margin < rays.distance)
         if not wrong.any():
@@ -149,16 +165,16 @@ class Level:
         self,
         origins: Tensor,  # [R, 3]
         directions: Tensor,  # [R, 3]
-        sums: Tensor | None = None,  # [V, C'] instead of the level's own
+        sums: Tensor,  # [V, C + 1]
+        density: Tensor,  # [V]
         near: float = NEAR,
-        far: float = float("inf"),
+        far: float = math.inf,
         min_transmittance: float = 1e-3,
-        density: Tensor | None = None,  # [V] instead of the level's own
-    ) -> Rendering:
-        """Renders the level along rays, from `near` to `far` metres."""
+    ) -> Shown:
+        """Renders values of the level's lattice points along rays, from `near` to `far` metres."""
         features, distance, opacity = volume_render(
-            self.sums if sums is None else sums,
-            self.density() if density is None else density,
+            sums,
+            density,
             origins,
             directions,
             self.grid,
@@ -167,20 +183,30 @@ class Level:
             self.voxel_size / STEPS_PER_VOXEL,
             min_transmittance,
         )
-        return Rendering(features, distance / opacity.clamp_min(1e-6), opacity)
+        weight = features[:, -1:]
+        mean = features[:, :-1] / weight.clamp_min(MIN_WEIGHT)
+        return Shown(mean, distance / opacity.clamp_min(1e-6), opacity, (weight[:, 0] > 0).to(opacity.dtype))
+
+    def surface_distance(self) -> Tensor:  # [V] metres
+        """Average signed distance of the lattice points to the surface, positive before it; infinite where unknown."""
+        weight = self.distance_weight + self.weight
+        return torch.where(weight > MIN_WEIGHT, self.distance_sum[:, 0] / weight.clamp_min(MIN_WEIGHT), math.inf)
 
     def density(self) -> Tensor:  # [V] per metre
-        """Density of matter at the lattice points, from the average signed distance of each."""
+        """Density of matter at the lattice points."""
         if self._density is None:
-            distance = self.distance_sum[:, 0] / self.distance_weight.clamp_min(MIN_WEIGHT)
-            density = density_of_distance(distance, self.voxel_size)
-            self._density = torch.where(self.distance_weight > MIN_WEIGHT, density, 0.0)
+            self._density = density_of_distance(self.surface_distance(), self.voxel_size)
         return self._density
 
-    def replace(self, mean: Tensor, density_distance: Tensor) -> None:
-        """Sets the average features [V, C] and signed distances [V], metres, keeping their weights."""
-        self.sums[:, :-1] = mean * self.sums[:, -1:]
-        self.distance_sum[:, 0] = density_distance * self.distance_weight
+    def mean(self) -> Tensor:  # [V, C]
+        """Average features of the lattice points."""
+        return self.sums[:, :-1] / self.sums[:, -1:].clamp_min(MIN_WEIGHT)
+
+    def replace(self, mean: Tensor, distance: Tensor) -> None:
+        """Sets the average features [V, C] and signed distances [V], metres; weights, and what is unknown, stay."""
+        torch.mul(mean, self.sums[:, -1:], out=self.sums[:, :-1])
+        weight = self.distance_weight + self.weight
+        self.distance_sum[:, 0] = torch.where(weight > MIN_WEIGHT, distance * weight, 0.0)
         self._density = None
 
     def _record(self, rays: Rays, at: Tensor, signed_distance: float) -> None:

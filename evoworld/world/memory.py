@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 from evoworld.geometry import Camera, SparseGrid, check_pose
 
 from .background import Background
-from .level import Level, Rays, Rendering
+from .level import Level, LevelValues, Rays, Shown
 
 CARVE_STRIDE = 2  # free space is checked with every second ray of every second row
+CLOSED = 0.999  # opacity from which the sky behind is not looked up
 SOLID = 0.5  # opacity from which a ray counts as having met a surface
 EDGE_RADIUS = 3  # pixels around a depth edge whose rays clear the space that the nearer side blurs into
 DENSE = 2.0  # times the distance up to which the base level is dense: from there on the coarse level fills its holes
+REACH = 1.2  # times the largest distance observed into a level: from nearer it is looked at
 FINE_WINDOW = 2.0  # voxels of the base level, before and behind its surface, in which finer levels are rendered
 
 
@@ -31,7 +33,9 @@ class MemoryConfig:
     voxel_size: float  # metres, of the base level
     feature_dim: int
     scales: tuple[float, ...] = (4.0, 1.0, 0.5)  # voxel sizes of the levels over the base's, coarse to fine
-    max_footprints: tuple[float, ...] = (math.inf, 4.0, 2.0)  # voxels: largest pixel at the surface that a level takes
+    # Smallest and largest pixel at the surface, in voxels, that each level takes: surfaces so near that the base level
+    # has no holes do not go into the coarse one, and those so far that fine voxels would be mostly holes not into these.
+    footprints: tuple[tuple[float, float], ...] = ((0.25, math.inf), (0.0, 4.0), (0.0, 2.0))
 
 
 class View(NamedTuple):
@@ -75,8 +79,8 @@ class Memory:
             raise ValueError(f"feature_dim: expected at least 1, got {config.feature_dim}")
         self.config = config
         self.levels = [
-            Level(config.voxel_size * scale, config.feature_dim, footprint, device)
-            for scale, footprint in zip(config.scales, config.max_footprints, strict=True)
+            Level(config.voxel_size * scale, config.feature_dim, footprints, device)
+            for scale, footprints in zip(config.scales, config.footprints, strict=True)
         ]
         self.background = Background(config.feature_dim, device)
         self.poses = torch.zeros(0, 4, 4, device=device)  # [N, 4, 4] of the cameras observed
@@ -88,8 +92,8 @@ class Memory:
 
     @property
     def grid(self) -> SparseGrid:
-        """The grid of the coarsest level, which holds everything that was seen."""
-        return self.levels[0].grid
+        """The grid of the base level."""
+        return next(level.grid for level in self.levels if level.voxel_size == self.voxel_size)
 
     @property
     def num_voxels(self) -> int:
@@ -147,7 +151,7 @@ class Memory:
             distance=torch.where(passes, free.distance, math.inf), weight=free.weight * CARVE_STRIDE**2
         )
         for level in self.levels:
-            if level.max_footprint != self.levels[-1].max_footprint:
+            if level.voxel_size >= self.voxel_size:  # finer levels are only looked at near the base's surface
                 level.carve(free)
             level.observe(surface, pixel_angle)
             edge = whole.distance.where(seen.flatten(), math.inf) > nearest + 2 * level.voxel_size
@@ -173,40 +177,79 @@ class Memory:
         """
         check_pose(camera_to_world)
         origins, directions = camera.rays(camera_to_world.to(self.device, torch.float32))
-        shown, mean = self._render_levels(origins, directions)
-        visibility = shown.opacity * (shown.sums[:, -1] > 0)
+        shown = self.render(origins, directions)
+        mean, visibility = shown.mean, shown.opacity * shown.seen
         if background:
-            sky, sky_seen = self.background.sample(directions)
-            behind = (1 - shown.opacity) * sky_seen
-            total = visibility + behind
-            mean = (visibility[:, None] * mean + behind[:, None] * sky) / total.clamp_min(1e-6)[:, None]
-            visibility = total
+            open_rays = (shown.opacity < CLOSED).nonzero()[:, 0]
+            sky, sky_seen = self.background.sample(directions[open_rays])
+            behind = (1 - shown.opacity[open_rays]) * sky_seen
+            front = visibility[open_rays]
+            total = front + behind
+            blend = front[:, None] * mean[open_rays] + behind[:, None] * sky
+            mean[open_rays] = blend / total.clamp_min(1e-6)[:, None]
+            visibility[open_rays] = total
         shape = (camera.height, camera.width)
         depth = torch.where(shown.opacity > SOLID, shown.distance, 0.0)
         return View(mean.view(*shape, -1), depth.view(shape), shown.opacity.view(shape), visibility.view(shape))
 
-    def _render_levels(self, origins: Tensor, directions: Tensor) -> tuple[Rendering, Tensor]:
-        """All levels along rays: coarse where the base has holes, fine around the base's surface where it was seen."""
-        coarse, base, *finer = self.levels
-        shown = base.render(origins, directions)
-        mean = shown.mean()
-        guard = coarse.render(origins, directions)
-        leaks = guard.distance + 2 * coarse.voxel_size < torch.where(shown.opacity > SOLID, shown.distance, math.inf)
-        gap = (guard.opacity > SOLID) & leaks & (guard.distance > DENSE * base.dense_reach)
-        mean = torch.where(gap[:, None], guard.mean(), mean)
-        shown = Rendering(*(torch.where(gap if a.ndim == 1 else gap[:, None], a, b) for a, b in zip(guard, shown)))
-        for level in finer:
-            near = (~gap & (shown.opacity > SOLID) & (shown.distance < 1.2 * level.reach)).nonzero()[:, 0]
-            if near.numel() == 0:
-                continue
-            window = FINE_WINDOW * base.voxel_size
-            start = (shown.distance[near] - window).clamp_min(0.0)
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the memory to one safetensors file, whole or not at all (see `evoworld.world.world_file`)."""
+        from .world_file import save_world
+
+        save_world(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> Memory:
+        """The memory that `save` wrote; raises WorldError for a file that is damaged, other or of a later version."""
+        from .world_file import load_world
+
+        return load_world(path, device)
+
+    def fit(
+        self,
+        frames: Sequence[tuple[Tensor, Tensor, Tensor, Camera]],
+        steps: int,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> None:
+        """Refines features and surfaces by gradient descent on what the frames show; see `evoworld.world.fit`."""
+        from .fit import fit
+
+        fit(self, frames, steps, progress)
+
+    def render(self, origins: Tensor, directions: Tensor, values: Sequence[LevelValues] | None = None) -> Shown:
+        """All levels along rays: fine around the base's surface where it was seen near, coarse where the base has holes.
+
+        Args:
+            origins: `[R, 3]` metres.
+            directions: `[R, 3]` unit.
+            values: what the levels are to hold instead of their own; gradients flow to it.
+        """
+        values = [LevelValues(level.sums, level.density()) for level in self.levels] if values is None else values
+        (coarse, coarse_values), (base, base_values), *finer = zip(self.levels, values, strict=True)
+        shown = base.render(origins, directions, *base_values)
+        distance = torch.where(shown.opacity.detach() > SOLID, shown.distance.detach(), math.inf)
+
+        limit = DENSE * base.dense_reach  # up to here the base has no holes
+        far = (distance > limit).nonzero()[:, 0]
+        guard = coarse.render(origins[far], directions[far], *coarse_values)
+        leaks = (guard.opacity > SOLID) & (guard.distance > limit)
+        leaks &= guard.distance + 2 * coarse.voxel_size < distance[far]
+        shown = Shown(*(a.index_copy(0, far[leaks], b[leaks]) for a, b in zip(shown, guard, strict=True)))
+
+        window = FINE_WINDOW * base.voxel_size
+        for level, level_values in finer:
+            near = (distance < REACH * level.reach).nonzero()[:, 0]
+            start = (distance[near] - window).clamp_min(0.0)
             o, d = origins[near], directions[near]
-            detail = level.render(torch.addcmul(o, d, start[:, None]), d, near=0.0, far=2 * window)
-            share = detail.opacity * (detail.sums[:, -1] > 0)
-            mean[near] = torch.lerp(mean[near], detail.mean(), share[:, None])
-            shown.distance[near] = torch.lerp(shown.distance[near], start + detail.distance, share)
-        return shown, mean
+            detail = level.render(torch.addcmul(o, d, start[:, None]), d, *level_values, 0.0, 2 * window)
+            share = detail.seen * detail.opacity
+            shown = shown._replace(
+                mean=shown.mean.index_copy(0, near, torch.lerp(shown.mean[near], detail.mean, share[:, None])),
+                distance=shown.distance.index_copy(
+                    0, near, torch.lerp(shown.distance[near], start + detail.distance, share)
+                ),
+            )
+        return shown
 
     def _check_frame(self, features: Tensor, depth: Tensor, camera_to_world: Tensor, camera: Camera) -> None:
         shape = (camera.height, camera.width)

@@ -1,9 +1,12 @@
+#include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -21,6 +24,18 @@ int64_t parallel_sum(int64_t count, int64_t grain, int num_threads) {
     for (int64_t i = begin; i < end; ++i) sum += i;
   });
   return sum;
+}
+
+// Whether two threads are ever at work at the same time.
+bool two_threads_meet() {
+  std::atomic<int> arrived = 0;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  parallel_for(2, 1, 2, [&](int64_t, int64_t) {
+    ++arrived;
+    while (arrived < 2 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+  });
+  // With one thread the second chunk arrives too, but only after the deadline.
+  return std::chrono::steady_clock::now() < deadline;
 }
 
 int64_t sum_below(int64_t count) { return count * (count - 1) / 2; }
@@ -138,6 +153,27 @@ TEST(parallel_for_serves_several_callers_at_once) {
   CHECK(wrong == 0);
   CHECK(caught == 5 * 6);
 }
+
+TEST(parallel_for_runs_in_parallel) { CHECK(two_threads_meet()); }
+
+#if defined(__GLIBC__)
+// Threads with stacks of 64 TiB cannot be had: the work is done by those that there are, and later calls are as before.
+TEST(parallel_for_does_without_threads_that_do_not_start) {
+  pthread_attr_t usual, huge;
+  pthread_getattr_default_np(&usual);
+  pthread_getattr_default_np(&huge);
+  pthread_attr_setstacksize(&huge, size_t{1} << 46);
+  pthread_setattr_default_np(&huge);
+  int64_t sum = -1;
+  try {
+    sum = parallel_sum(100, 1, 50);
+  } catch (const std::system_error&) {
+  }
+  pthread_setattr_default_np(&usual);
+  CHECK(sum == sum_below(100));
+  CHECK(two_threads_meet());
+}
+#endif
 
 // A forked child has none of the pool's threads: it must not wait for them.
 TEST(parallel_for_works_in_a_forked_child) {

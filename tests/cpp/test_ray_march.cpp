@@ -16,33 +16,40 @@ constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numer
 struct Visit {
   float t;
   Float3 fraction;
-  int64_t rows[8];
+  int64_t rows[8];        // of the cell's corners, -1: not allocated
+  int64_t brick_rows[8];  // first rows of the brick and its upper neighbours alike
 };
 
 bool same_visits(const std::vector<Visit>& a, const std::vector<Visit>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(Visit)) == 0);
 }
 
+constexpr uint64_t kAllCells = ~uint64_t{0};
+
 // Notes every sample, and whether cells are entered and left in turn.
 struct Recorder {
   std::vector<Visit> visits;
   size_t stop_after = SIZE_MAX;
-  int64_t skip_every = 0;  // cells whose first row divides by this do not matter, 0: all do
+  uint64_t (*cells_that_matter)(const int64_t brick_rows[8]) = [](const int64_t*) { return kAllCells; };
   bool open = false;
   bool orderly = true;
-  int64_t rows[8];
+  Visit here = {};
 
-  bool cell(const int64_t found[8]) {
+  uint64_t brick(const int64_t found[8]) {
     orderly = orderly && !open;
-    for (int i = 0; i < 8; ++i) rows[i] = std::max<int64_t>(found[i], -1);
-    open = skip_every == 0 || rows[0] % skip_every != 0;
-    return open;
+    for (int i = 0; i < 8; ++i) here.brick_rows[i] = std::max<int64_t>(found[i], -1);
+    return cells_that_matter(here.brick_rows);
+  }
+  void cell(const int64_t found[8]) {
+    orderly = orderly && !open;
+    for (int i = 0; i < 8; ++i) here.rows[i] = std::max<int64_t>(found[i], -1);
+    open = true;
   }
   bool sample(float t, Float3 fraction) {
     orderly = orderly && open;
-    Visit visit = {t, fraction, {}};
-    std::copy(rows, rows + 8, visit.rows);
-    visits.push_back(visit);
+    here.t = t;
+    here.fraction = fraction;
+    visits.push_back(here);
     return visits.size() < stop_after;
   }
   void leave() {
@@ -97,8 +104,12 @@ std::vector<Visit> visits_by_definition(const World& world, const Ray& ray) {
     if (!(t < ray.march.far) || t > leave) return visits;
     const CellPoint point = cell_point(line, t);
     if (!world.grid.is_active(shift_down(point.cell, kBrickShift))) continue;
-    Visit visit = {t, point.fraction, {}};
-    for (int i = 0; i < 8; ++i) visit.rows[i] = world.grid.row(corner_of(point.cell, i));
+    Visit visit = {t, point.fraction, {}, {}};
+    for (int i = 0; i < 8; ++i) {
+      const Int3 brick = corner_of(shift_down(point.cell, kBrickShift), i);
+      visit.rows[i] = world.grid.row(corner_of(point.cell, i));
+      visit.brick_rows[i] = world.grid.row({brick.x * kBrickEdge, brick.y * kBrickEdge, brick.z * kBrickEdge});
+    }
     visits.push_back(visit);
   }
 }
@@ -172,6 +183,24 @@ void compare_with_definition(const World& world, uint64_t seed, int rays_a_kind)
   CHECK(skipped_wrong == 0);
   CHECK(plain_wrong == 0);
   CHECK(visited > 5 * rays_a_kind);
+}
+
+// A choice among bricks and cells: about two bricks in three, of their cells the lower two along z.
+bool brick_is_chosen(const int64_t brick_rows[8]) {
+  int64_t sum = 0;
+  for (int i = 0; i < 8; ++i) sum += brick_rows[i] < 0 ? i : brick_rows[i] / kBrickVoxels;
+  return sum % 3 != 0;
+}
+
+uint64_t chosen_cells(const int64_t brick_rows[8]) { return brick_is_chosen(brick_rows) ? 0x3333333333333333u : 0; }
+
+bool is_chosen(const Visit& visit) {
+  for (int i = 0; i < 8; ++i) {
+    if (visit.rows[i] < 0) continue;
+    const int64_t z = (visit.rows[i] - (i & 1)) & 3;
+    return z < 2 && brick_is_chosen(visit.brick_rows);
+  }
+  return false;
 }
 
 }  // namespace
@@ -275,10 +304,11 @@ TEST(march_stops_and_skips_cells_as_the_visitor_says) {
     const std::vector<Visit> start(all.begin(), all.begin() + std::min(all.size(), stopping.stop_after));
     CHECK(stopping.orderly && !stopping.open && same_visits(stopping.visits, start));
     Recorder choosy;
-    choosy.skip_every = 3;
+    choosy.cells_that_matter = chosen_cells;
     march_ray(world.grid.view(), line, ray.march, ray.jitter, choosy);
     std::vector<Visit> chosen;
-    std::copy_if(all.begin(), all.end(), std::back_inserter(chosen), [](const Visit& v) { return v.rows[0] % 3 != 0; });
+    std::copy_if(all.begin(), all.end(), std::back_inserter(chosen), is_chosen);
+    std::erase_if(choosy.visits, [](const Visit& v) { return *std::max_element(v.rows, v.rows + 8) < 0; });
     CHECK(choosy.orderly && !choosy.open && same_visits(choosy.visits, chosen));
   }
 }

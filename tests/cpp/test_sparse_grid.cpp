@@ -133,6 +133,26 @@ TEST(rows_of_cells_agree_with_sets_of_bricks) {
   }
 }
 
+TEST(cells_with_a_corner_in_a_set_of_points) {
+  Random random(6);
+  for (int round = 0; round < 300; ++round) {
+    uint64_t points[8];
+    for (uint64_t& set : points) {
+      set = 0;
+      for (int i = random.below(6); i > 0; --i) set |= uint64_t{1} << random.below(kBrickVoxels);
+    }
+    uint64_t cells = 0;
+    for (int i = 0; i < kBrickVoxels; ++i) {
+      for (int c = 0; c < 8; ++c) {
+        const Int3 corner = corner_of({i / 16, i / 4 % 4, i % 4}, c), brick = shift_down(corner, kBrickShift);
+        const uint64_t set = points[brick.x * 4 + brick.y * 2 + brick.z];
+        cells |= (set >> index_in_brick(corner) & 1) << i;
+      }
+    }
+    CHECK(cells_with_corner(points) == cells);
+  }
+}
+
 TEST(inserting_in_two_goes_equals_one) {
   Random random(4);
   const std::vector<Float3> points = shell_points(random, 120, {1.0f, -2.0f, 0.0f}, 4.0f);

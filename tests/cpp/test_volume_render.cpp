@@ -267,6 +267,18 @@ TEST(render_without_rays_bricks_or_channels) {
   CHECK(same_bits(out.opacity, std::vector<float>(40, 0.0f)) && same_bits(out.features, std::vector<float>(120, 0.0f)));
 }
 
+// Knowing how many bricks there are lets a call find the empty cells beforehand.
+TEST(render_does_not_depend_on_the_number_of_bricks_being_known) {
+  for (const int64_t num_rays : {2, 600}) {
+    Scene scene({.num_rays = num_rays, .seed = 9});
+    std::fill_n(scene.density.begin() + scene.density.size() / 4, scene.density.size() / 2, 0.0f);
+    const Outputs before = forward(scene);
+    scene.in.num_bricks = static_cast<int64_t>(scene.grid.bricks().size());
+    CHECK(forward(scene, 1) == before);
+    CHECK(forward(scene, 4) == before);
+  }
+}
+
 TEST(render_jitter_defaults_to_the_middle_of_a_step) {
   Scene scene({.num_rays = 40});
   scene.jitter.assign(40, 0.5f);

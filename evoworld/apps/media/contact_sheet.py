@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from evoworld.apps.media.files import atomic_path
 from evoworld.apps.media.stills import to_uint8
+from evoworld.world.atomic import atomic_path
 
 BACKGROUND = (17, 20, 24)
 TITLE_COLOR = (240, 242, 245)

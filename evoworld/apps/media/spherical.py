@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from evoworld.apps.media.files import atomic_path
+from evoworld.world.atomic import atomic_path
 
 SPHERICAL_V1_UUID = bytes.fromhex("ffcc8263f8554a938814587a02521fdd")
 VISUAL_SAMPLE_ENTRY_BYTES = 78  # the fixed fields of a video's sample entry, before its own boxes

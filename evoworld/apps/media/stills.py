@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evoworld.apps.media.files import atomic_path
+from evoworld.world.atomic import atomic_path
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_END = 33  # signature and IHDR chunk

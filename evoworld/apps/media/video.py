@@ -12,9 +12,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from evoworld.apps.media.files import atomic_path
 from evoworld.apps.media.spherical import add_spherical_metadata
 from evoworld.apps.media.stills import to_uint8
+from evoworld.world.atomic import atomic_path
 
 # In order of preference; which of them a build of FFmpeg has depends on its licence.
 CODECS = {

@@ -1,0 +1,414 @@
+"""World files: what is saved comes back, what is wrong is said, and what was there before is never damaged."""
+
+import errno
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from box_world import CAMERA, box_frame, box_walk
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import evoworld
+from evoworld.geometry import Panorama
+from evoworld.world import Memory, WorldError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+KILLS = 20
+
+# Reads lines "path<tab>limit", each of which makes it fork a process that saves two worlds in turn until it is stopped,
+# by a signal or by the largest file that it may write; says the process's id, and its status when it has ended. The
+# process ends with the error's number, or 255 if the error does not name the path.
+SAVER = """
+import os, resource, signal, sys
+import torch
+from evoworld.geometry import Panorama
+from evoworld.world import Memory
+
+memories = []
+for brightness in (0.25, 0.75):
+    memory = Memory(0.1)
+    memory.observe(torch.full((32, 64, 3), brightness), torch.ones(32, 64), torch.eye(4), Panorama(32, 64))
+    memories.append(memory)
+for line in sys.stdin:
+    path, limit = line.rstrip().split(chr(9))
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = 255
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), -1))  # Python ignores SIGXFSZ: writing raises
+            while True:
+                for memory in memories:
+                    memory.save(path)
+        except KeyboardInterrupt:
+            code = 130
+        except OSError as error:
+            code = error.errno if error.filename == path else 255
+        finally:
+            os._exit(code)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+class Saver:
+    """Starts processes that save for ever, and stops them."""
+
+    def __init__(self):
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SAVER], stdin=pipe, stdout=pipe, text=True, cwd=REPOSITORY
+        )
+
+    def start(self, path, limit=-1):
+        print(path, limit, sep="\t", file=self._process.stdin, flush=True)
+        self._child = int(self._process.stdout.readline())
+
+    def stop(self, number):
+        os.kill(self._child, number)
+        return self.status()
+
+    def status(self):
+        """The exit code when it has ended, or minus the signal that ended it."""
+        return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def saver():
+    saver = Saver()
+    yield saver
+    saver.close()
+
+
+def observed(num_frames=3, **options):
+    """A memory of the box, with a window in its ceiling."""
+    memory = Memory(**{"voxel_size": 0.1, **options})
+    for pose in box_walk(num_frames):
+        observe(memory, pose)
+    return memory
+
+
+def observe(memory, pose):
+    frame = box_frame(pose)
+    features = frame.image.repeat(1, 1, memory.config.feature_dim)[..., : memory.config.feature_dim]
+    frame.depth[:4] = 0.0
+    memory.observe(features, frame.depth, frame.camera_to_world, frame.camera)
+
+
+def assert_same(one, other):
+    for level, twin in zip(one.levels, other.levels, strict=True):
+        assert (level.reach, level.dense_reach, level.footprints) == (twin.reach, twin.dense_reach, twin.footprints)
+        for name, tensor in level.tensors().items():
+            assert torch.equal(tensor, twin.tensors()[name]), name
+    assert torch.equal(one.background.sums, other.background.sums) and torch.equal(one.poses, other.poses)
+    assert one.config == other.config and one.num_voxels == other.num_voxels and one.nbytes == other.nbytes
+    pose = box_walk(7)[3]
+    for part, twin in zip(one.query(CAMERA, pose), other.query(CAMERA, pose), strict=True):
+        assert torch.equal(part, twin)
+
+
+@pytest.fixture(scope="module")
+def memory():
+    return observed()
+
+
+@pytest.fixture
+def world(memory, tmp_path):
+    memory.save(tmp_path / "world.safetensors")
+    return tmp_path / "world.safetensors"
+
+
+def rewrite(path, change_tensors=None, change_metadata=None):
+    """The file again, with something changed."""
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    for change, what in ((change_tensors, tensors), (change_metadata, metadata)):
+        if change is not None:
+            change(what)
+    save_file(tensors, path, metadata)
+
+
+def test_the_world_comes_back_bit_for_bit(memory, world):
+    assert_same(memory, Memory.load(world))
+
+
+def test_an_empty_memory_comes_back(tmp_path):
+    Memory(0.2, feature_dim=5).save(tmp_path / "w.safetensors")
+    loaded = Memory.load(tmp_path / "w.safetensors")
+    assert loaded.num_voxels == 0 and loaded.poses.shape == (0, 4, 4) and loaded.config == Memory(0.2, 5).config
+    view = loaded.query(CAMERA, torch.eye(4))
+    assert view.features.shape == (32, 64, 5) and not view.visibility.any()
+
+
+def test_observing_goes_on_after_loading_as_without(tmp_path):
+    """16 channels, and growth before and after: a second save and load too."""
+    memory = observed(2, feature_dim=16)
+    memory.save(tmp_path / "w.safetensors")
+    loaded = Memory.load(tmp_path / "w.safetensors")
+    for pose in box_walk(5)[2:]:
+        observe(memory, pose)
+        observe(loaded, pose)
+    assert_same(memory, loaded)
+    loaded.save(tmp_path / "w.safetensors")
+    assert_same(memory, Memory.load(tmp_path / "w.safetensors"))
+
+
+def test_a_loaded_memory_does_not_hang_on_the_file(memory, world):
+    loaded = Memory.load(world)
+    with open(world, "r+b") as file:
+        file.write(b"\xff" * os.path.getsize(world))
+    assert_same(memory, loaded)
+
+
+def test_the_header_says_what_the_file_is(memory, world):
+    with safe_open(world, "pt") as file:
+        metadata, names = file.metadata(), set(file.keys())
+    assert metadata["format"] == "evoworld-world" and metadata["version"] == "1"
+    assert metadata["evoworld"] == evoworld.__version__
+    config = json.loads(metadata["config"], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert config.keys() == vars(memory.config).keys()
+    assert config["voxel_size"] == 0.1 and config["feature_dim"] == 3 and config["scales"] == list(memory.config.scales)
+    assert json.loads(metadata["reach"]) == [level.reach for level in memory.levels]
+    assert json.loads(metadata["dense_reach"]) == [level.dense_reach for level in memory.levels]
+    assert {"background.sums", "poses", "level0.brick_coordinates", "level1.sums", "level2.distance_weight"} <= names
+    assert os.path.getsize(world) < memory.nbytes + memory.background.sums.nbytes + memory.poses.nbytes + 4096
+
+
+def test_the_file_has_the_permissions_of_any_other(memory, tmp_path):
+    (tmp_path / "plain").touch()
+    memory.save(tmp_path / "w.safetensors")
+    assert stat.S_IMODE((tmp_path / "w.safetensors").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "plain").stat().st_mode
+    )
+
+
+def test_missing_folders_are_made(memory, tmp_path):
+    memory.save(str(tmp_path / "a" / "b" / "w.safetensors"))
+    assert_same(memory, Memory.load(str(tmp_path / "a" / "b" / "w.safetensors")))
+
+
+# Not a world
+
+
+def assert_refused(path, *words):
+    with pytest.raises(WorldError) as error:
+        Memory.load(path)
+    text = str(error.value)
+    assert "\n" not in text and str(path) in text, text
+    for word in words:
+        assert word in text, text
+
+
+def test_a_missing_file_or_a_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+        Memory.load(tmp_path / "nowhere.safetensors")
+    with pytest.raises(IsADirectoryError) as error:
+        Memory.load(tmp_path)
+    assert error.value.filename == str(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-5, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_refused(world, share):
+    os.truncate(world, int(os.path.getsize(world) * share))
+    assert_refused(world, "whole safetensors file")
+
+
+def test_files_of_other_kinds_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(random.Random(0).randbytes(4096))
+    assert_refused(path, "whole safetensors file")
+    path.write_text("This is not a world. " * 100)
+    assert_refused(path, "whole safetensors file")
+    save_file({"poses": torch.zeros(1, 4, 4)}, path)
+    assert_refused(path, "expected a world of evoworld")
+    save_file({"poses": torch.zeros(1, 4, 4)}, path, {"format": "pt"})
+    assert_refused(path, "expected a world of evoworld")
+
+
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        ({"version": "2"}, "written by a later version"),
+        ({"version": "1.5"}, "version: expected a whole number"),
+        ({"config": "{"}, "config: expected JSON"),
+        ({"config": "[]"}, "config: expected JSON"),
+        ({"config": "{}"}, "config: expected voxel_size"),
+        ({"reach": "[1.0]"}, "reach: expected 3 distances"),
+        ({"dense_reach": '[1.0, "inf", 1.0]'}, "dense_reach: expected 3 distances"),
+        ({"reach": "[1.0, -1.0, 1.0]"}, "reach: expected 3 distances"),
+        ({"reach": "[1.0, NaN, 1.0]"}, "reach: expected 3 distances"),
+    ],
+)
+def test_a_header_that_does_not_make_sense_is_refused(world, metadata, words):
+    rewrite(world, change_metadata=lambda header: header.update(metadata))
+    assert_refused(world, words)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"voxel_size": 0.0}, "voxel_size: expected a positive number"),
+        ({"voxel_size": "inf"}, "voxel_size: expected a positive number"),
+        ({"voxel_size": "0.1"}, "voxel_size: expected"),
+        ({"voxel_size": True}, "voxel_size: expected"),
+        ({"feature_dim": 0}, "feature_dim: expected at least 1"),
+        ({"feature_dim": 3.0}, "feature_dim: expected"),
+        ({"feature_dim": 4}, "sums: expected torch.float32"),
+        ({"scales": [4.0, 1.0]}, "config: "),
+        ({"scales": [4.0, 2.0, 1.0]}, "scales: expected"),
+        ({"scales": []}, "scales: expected"),
+        ({"scales": [0.0, 1.0, 0.5]}, "config: "),
+        ({"scales": 4.0}, "scales: expected"),
+        ({"footprints": [[0.0], [0.0, 1.0], [0.0, 1.0]]}, "footprints: expected"),
+        ({"spare": 1}, "config: expected voxel_size"),
+    ],
+)
+def test_a_configuration_that_does_not_make_sense_is_refused(world, values, words):
+    def change(header):
+        header["config"] = json.dumps(json.loads(header["config"]) | values)
+
+    rewrite(world, change_metadata=change)
+    assert_refused(world, words)
+
+
+def put(name, index, value):
+    def change(tensors):
+        tensors[name][index] = value
+
+    return change
+
+
+def replace(name, function):
+    def change(tensors):
+        tensors[name] = function(tensors[name])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda tensors: tensors.pop("level1.sums"), ("level1.sums", "miss")),
+        (lambda tensors: tensors.update(extra=torch.zeros(1)), ("extra",)),
+        (replace("level1.sums", lambda t: t[:, :-1].contiguous()), ("level1.sums", "[*, 4]")),
+        (replace("level1.weight", lambda t: t.double()), ("level1.weight", "torch.float64")),
+        (replace("level1.weight", lambda t: t[:, None]), ("level1.weight", "[*]")),
+        (replace("level1.weight", lambda t: t[:-64]), ("level1.weight", "rows")),
+        (replace("level0.brick_coordinates", lambda t: t[:-1]), ("level0.sums", "rows")),
+        (replace("level0.brick_coordinates", lambda t: t.long()), ("brick_coordinates", "torch.int64")),
+        (put("level0.brick_coordinates", 0, 1 << 29), ("bricks", "2^28")),
+        (put("level0.brick_coordinates", 0, (1 << 28) - 1), ("pages",)),
+        (lambda t: put("level0.brick_coordinates", 0, t["level0.brick_coordinates"][1])(t), ("each brick once",)),
+        (put("level1.sums", (5, 0), float("nan")), ("level1.sums", "finite")),
+        (put("level2.distance_sum", 5, float("inf")), ("level2.distance_sum", "finite")),
+        (put("level1.sums", (5, -1), -1.0), ("level1.sums", "0 or more")),
+        (put("level1.distance_weight", 5, -1.0), ("level1.distance_weight", "0 or more")),
+        (put("poses", (0, 0, 0), float("nan")), ("poses", "finite")),
+        (put("poses", (1, slice(3), slice(3)), 2.0), ("poses[1]", "not rigid")),
+        (replace("background.sums", lambda t: t[:-1].contiguous()), ("background.sums", "twice as many columns")),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(world, change, words):
+    rewrite(world, change_tensors=change)
+    assert_refused(world, *words)
+
+
+def test_without_safetensors_the_message_says_what_to_install(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'evoworld\[app\]'"):
+        Memory.load(world)
+
+
+# Never half a file
+
+
+def test_a_process_killed_while_saving_leaves_a_whole_file(saver, tmp_path):
+    """The file is there from the first save on; at any moment it is one of the two worlds."""
+    path = tmp_path / "w.safetensors"
+    patience = random.Random(0)
+    seen = set()
+    for _ in range(KILLS):
+        saver.start(path)
+        wait_for(path)
+        time.sleep(patience.uniform(0.0, 0.05))
+        Memory.load(path)  # while it is being saved
+        assert saver.stop(signal.SIGKILL) == -signal.SIGKILL
+        seen.add(brightness_of(path))
+    assert seen <= {0.25, 0.75}
+    halves = [file for file in tmp_path.iterdir() if file != path]
+    assert halves and all(file.name.startswith(".w.") for file in halves)  # some were killed in the midst of it
+
+
+def test_ctrl_c_while_saving_removes_the_temporary_file(saver, tmp_path):
+    path = tmp_path / "w.safetensors"
+    patience = random.Random(0)
+    for _ in range(KILLS):
+        saver.start(path)
+        wait_for(path)
+        time.sleep(patience.uniform(0.0, 0.02))
+        assert saver.stop(signal.SIGINT) == 130
+        assert os.listdir(tmp_path) == [path.name]
+        assert brightness_of(path) in (0.25, 0.75)
+
+
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_ctrl_c_at_any_write_leaves_the_earlier_file(memory, world, monkeypatch, call):
+    before = world.read_bytes()
+    calls = []
+
+    def interrupted(tensor):
+        calls.append(tensor)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(tensor)
+
+    original = torch.Tensor.numpy
+    monkeypatch.setattr(torch.Tensor, "numpy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Memory(0.5).save(world)
+    assert world.read_bytes() == before and os.listdir(world.parent) == [world.name]
+
+
+@pytest.mark.parametrize("room", [0, 100, 100_000])
+def test_a_full_disk_is_named_and_leaves_the_earlier_file(saver, tmp_path, room):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"before")
+    saver.start(path, limit=room)
+    assert saver.status() == errno.EFBIG
+    assert path.read_bytes() == b"before" and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_folder_at_the_path_is_an_error_with_its_name(memory, tmp_path):
+    (tmp_path / "w.safetensors").mkdir()
+    with pytest.raises(OSError) as error:
+        memory.save(tmp_path / "w.safetensors")
+    assert error.value.filename == str(tmp_path / "w.safetensors")
+    assert os.listdir(tmp_path) == ["w.safetensors"]
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, "nothing was saved"
+        time.sleep(0.001)
+
+
+def brightness_of(path):
+    """What a world of one brightness shows, rounded; it shows one only if the file is whole."""
+    features = Memory.load(path).query(Panorama(4, 8), torch.eye(4)).features
+    assert features.max() - features.min() < 1e-3
+    return round(features.mean().item(), 3)
