@@ -28,8 +28,8 @@ _MAX_SAMPLES = 1 << 24  # a ray: larger sample numbers are not exact in float32
 LIBRARY.define(f"volume_render({_INPUTS}) -> (Tensor, Tensor, Tensor)")
 LIBRARY.define(
     "volume_render_backward(Tensor d_features, Tensor d_depth, Tensor d_opacity, Tensor out_features, "
-    f"Tensor out_depth, Tensor out_opacity, {_INPUTS}, bool wants_features, bool wants_density, bool wants_rays, bool deterministic) "
-    "-> (Tensor, Tensor, Tensor, Tensor)"
+    f"Tensor out_depth, Tensor out_opacity, {_INPUTS}, bool wants_features, bool wants_density, bool wants_rays, "
+    "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 

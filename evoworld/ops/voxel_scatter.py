@@ -108,7 +108,7 @@ def voxel_scatter(
 ) -> tuple[Tensor, Tensor]:  # [V, C], [V]
     """Adds the features seen along rays to the 8 lattice points around where each ray ends.
 
-    With ``p = o + t d``, ``g = (p - origin) / voxel_size``, the corners c of g's cell and trilinear weights ``a_c(g)``::
+    With ``p = o + t d``, ``g = (p - origin) / voxel_size``, the corners c of g's cell, trilinear weights ``a_c(g)``::
 
         feature_sum[c] += a_c weight features        weight_sum[c] += a_c weight
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evoworld.geometry import Camera, SparseGrid, check_pose
+from evoworld.geometry import Camera, Panorama, SparseGrid, check_pose
 
 from .background import Background
 from .level import Level, LevelValues, Rays, Shown
@@ -34,7 +34,7 @@ class MemoryConfig:
     feature_dim: int
     scales: tuple[float, ...] = (4.0, 1.0, 0.5)  # voxel sizes of the levels over the base's, coarse to fine
     # Smallest and largest pixel at the surface, in voxels, that each level takes: surfaces so near that the base level
-    # has no holes do not go into the coarse one, and those so far that fine voxels would be mostly holes not into these.
+    # has no holes do not go into the coarse one, and those so far that fine voxels would be mostly holes not into them.
     footprints: tuple[tuple[float, float], ...] = ((0.25, math.inf), (0.0, 4.0), (0.0, 2.0))
 
 
@@ -127,20 +127,18 @@ class Memory:
             camera: of the frame's size.
 
         Raises:
-            ValueError: for an argument of another shape, dtype or device, values that are not finite, a pose that is not
-                rigid; the memory is then unchanged.
+            ValueError: for an argument of another shape, dtype or device, values that are not finite, a pose that is
+                not rigid; the memory is then unchanged.
         """
         self._check_frame(features, depth, camera_to_world, camera)
         origins, directions = camera.rays(camera_to_world.float())
         distance = camera.range_from_depth(depth.float())
         seen = torch.isfinite(distance) & (distance > 0)
         weight = camera.solid_angle().to(self.device, torch.float32)
-        ones = torch.ones(*depth.shape, 1, device=self.device)
-        whole = Rays(
-            origins, directions, distance.flatten(), weight.flatten(), torch.cat([features.float(), ones], -1).flatten(0, 1)
-        )
+        values = torch.cat([features.float(), torch.ones(*depth.shape, 1, device=self.device)], dim=-1).flatten(0, 1)
+        whole = Rays(origins, directions, distance.flatten(), weight.flatten(), values)
         surface = whole.select(seen.flatten())
-        nearest = _nearest_around(torch.where(seen, distance, math.inf)).flatten()
+        nearest = _nearest_around(torch.where(seen, distance, math.inf), isinstance(camera, Panorama)).flatten()
         pixel_angle = weight.max().sqrt().item()
 
         sparse = torch.zeros_like(seen)
@@ -217,7 +215,7 @@ class Memory:
         fit(self, frames, steps, progress)
 
     def render(self, origins: Tensor, directions: Tensor, values: Sequence[LevelValues] | None = None) -> Shown:
-        """All levels along rays: fine around the base's surface where it was seen near, coarse where the base has holes.
+        """All levels along rays: fine around the base's surface if it was seen near, coarse where the base has holes.
 
         Args:
             origins: `[R, 3]` metres.
@@ -269,7 +267,10 @@ class Memory:
             raise ValueError("features: expected finite values, got NaN or infinity")
 
 
-def _nearest_around(distance: Tensor) -> Tensor:  # [H, W] -> [H, W]
-    """The smallest distance within EDGE_RADIUS pixels."""
-    size = 2 * EDGE_RADIUS + 1
-    return -F.max_pool2d(-distance[None], size, stride=1, padding=EDGE_RADIUS)[0]
+def _nearest_around(distance: Tensor, wraps: bool) -> Tensor:  # [H, W] -> [H, W]
+    """The smallest distance within EDGE_RADIUS pixels, across the seam of an image that wraps."""
+    width = distance.shape[1]
+    beside = EDGE_RADIUS if wraps else 0
+    wide = torch.cat([distance[:, width - beside :], distance, distance[:, :beside]], dim=1)
+    padding = (EDGE_RADIUS, 0 if wraps else EDGE_RADIUS)
+    return -F.max_pool2d(-wide[None], 2 * EDGE_RADIUS + 1, stride=1, padding=padding)[0]
