@@ -33,6 +33,13 @@ struct BFloat16 {
 EW_HD float smaller(float a, float b) { return a < b ? a : b; }
 EW_HD float larger(float a, float b) { return a > b ? a : b; }
 
+// Asks for the cache line at an address; a device hides the latency by other threads instead.
+EW_HD void prefetch([[maybe_unused]] const void* address) {
+#ifndef __CUDA_ARCH__
+  __builtin_prefetch(address);
+#endif
+}
+
 EW_HD float bits_to_float(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
@@ -66,7 +73,7 @@ EW_HD float one_minus_exp_negative(float x) {
   p = fmaf(p, r, 0.5f);
   p = fmaf(p * r, r, r);
   const float power = bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23);
-  return -fmaf(power, p, power - 1.0f);
+  return x == x ? -fmaf(power, p, power - 1.0f) : x;  // the clamp has dropped a NaN
 }
 
 }  // namespace evoworld

@@ -37,7 +37,7 @@ EW_HD SampleRange samples_in_grid(const GridView& grid, const LatticeLine& line,
   const float slope[3] = {line.slope.x, line.slope.y, line.slope.z};
   const int32_t low[3] = {grid.page_origin.x, grid.page_origin.y, grid.page_origin.z};
   const int32_t size[3] = {grid.size.x, grid.size.y, grid.size.z};
-  float enter = march.near, leave = march.far;
+  float enter = march.near, leave = march.far, end = march.far;
   for (int i = 0; i < 3; ++i) {
     if (!(fabsf(base[i]) < kMaxLattice && fabsf(slope[i]) < kMaxLattice)) return {0, 0};
     const float first = static_cast<float>(low[i]) * (1 << shift);
@@ -47,15 +47,15 @@ EW_HD SampleRange samples_in_grid(const GridView& grid, const LatticeLine& line,
       continue;
     }
     const float a = (first - base[i]) / slope[i], b = (last - base[i]) / slope[i];
+    end = smaller(end, kMaxLattice / fabsf(slope[i]));  // lattice coordinates fit int32
     enter = larger(enter, smaller(a, b));
     leave = smaller(leave, larger(a, b));
   }
   if (!(enter <= leave + kSlack * fabsf(leave))) return {0, 0};
   const float first = floorf((enter - march.near) / march.step * (1.0f - kSlack) - jitter) - 1.0f;
   const float last = ceilf((leave - march.near) / march.step * (1.0f + kSlack) - jitter) + 2.0f;
-  SampleRange range = {larger(first, 0.0f), smaller(last, kMaxSamples)};
-  while (range.last > range.first && !(sample_distance(march, jitter, range.last - 1.0f) < march.far))
-    range.last -= 1.0f;
+  SampleRange range = {larger(first, 0.0f), smaller(larger(last, 0.0f), kMaxSamples)};
+  while (range.last > range.first && !(sample_distance(march, jitter, range.last - 1.0f) < end)) range.last -= 1.0f;
   return range;
 }
 

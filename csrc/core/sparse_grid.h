@@ -83,6 +83,10 @@ EW_HD void find_neighbour_rows(const GridView& grid, Int3 brick, int64_t rows[8]
   if ((brick.x & last) < last && (brick.y & last) < last && (brick.z & last) < last) {  // all in one page
     const int64_t slot = directory_index(grid, shift_down(brick, kPageShift));
     const int32_t page = slot < 0 ? -1 : grid.directory[slot];
+    if (page < 0) {
+      for (int i = 0; i < 8; ++i) rows[i] = kNoRow;
+      return;
+    }
     const int32_t* const entries = grid.pages + static_cast<int64_t>(page) * kPageBricks + index_in_page(brick);
     for (int i = 0; i < 8; ++i) found[i] = page < 0 ? -1 : entries[index_in_page(corner_of({0, 0, 0}, i))];
   } else {

@@ -141,7 +141,7 @@ struct RenderForward {
   EW_HD void cell(const int64_t found[8]) {
     corners.load(in.density, found);
     const int64_t count = kChannels > 0 ? kChannels : channels;
-    for (int i = 0; i < 8; ++i) __builtin_prefetch(static_cast<const T*>(in.features) + corners.rows[i] * count);
+    for (int i = 0; i < 8; ++i) prefetch(static_cast<const T*>(in.features) + corners.rows[i] * count);
     state.clear();
   }
 

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace evoworld {
@@ -43,11 +44,14 @@ class Pool {
   bool run(Job& job) {
     std::unique_lock<std::mutex> lock(mutex_);
     if (job_ != nullptr) return false;
-    job_ = &job;
-    while (num_threads_ < job.free_seats) {
-      std::thread([this] { serve(); }).detach();
-      ++num_threads_;
+    try {
+      while (num_threads_ < job.free_seats) {
+        std::thread([this] { serve(); }).detach();
+        ++num_threads_;
+      }
+    } catch (const std::system_error&) {  // no more to be had: those that there are will do
     }
+    job_ = &job;
     lock.unlock();
     wake_.notify_all();
     job.work();

@@ -20,11 +20,6 @@ void sort_unique(std::vector<Int3>& values) {
   values.erase(std::unique(values.begin(), values.end(), [](Int3 a, Int3 b) { return same(a, b); }), values.end());
 }
 
-void sort_unique(std::vector<int32_t>& values) {
-  std::sort(values.begin(), values.end());
-  values.erase(std::unique(values.begin(), values.end()), values.end());
-}
-
 bool point_cell(const GridView& grid, Float3 point, Int3& cell) {
   const float size = grid.voxel_size;
   const float x = (point.x - grid.origin.x) / size, y = (point.y - grid.origin.y) / size,
@@ -41,7 +36,7 @@ int32_t page_index(const GridView& grid, Int3 brick) {
   return slot < 0 ? -1 : std::max(grid.directory[slot], -1);
 }
 
-// Bit z of row [x * 8 + y] is set where the page's brick (x, y, z) is active.
+// Bit z of row [x * 8 + y] is set for some of a page's bricks (x, y, z).
 using PageBits = std::array<uint8_t, kPageEdge * kPageEdge>;
 
 PageBits active_bits(const int32_t* page) {
@@ -52,13 +47,11 @@ PageBits active_bits(const int32_t* page) {
   return bits;
 }
 
-// Distances within one page by dilating its active bricks, and those of the 26 pages around it, one brick at a time:
-// rows of 24 bits (three pages along z), 24 x 24 of them.
+// Lowers the distances within one page to those from a set of bricks in it and the 26 pages around it, by growing the
+// set one brick at a time: rows of 24 bits (three pages along z), 24 x 24 of them.
 class Dilation {
  public:
-  static constexpr int kSide = 3 * kPageEdge;
-
-  void set_page(int px, int py, int pz, const PageBits& bits) {
+  void add(int px, int py, int pz, const PageBits& bits) {
     for (int x = 0; x < kPageEdge; ++x) {
       for (int y = 0; y < kPageEdge; ++y) {
         rows_[px * kPageEdge + x][py * kPageEdge + y] |= static_cast<uint32_t>(bits[x * kPageEdge + y])
@@ -67,28 +60,27 @@ class Dilation {
     }
   }
 
-  void write_distances(int32_t* page) {
-    std::array<uint8_t, kPageEdge * kPageEdge> known = middle();
-    for (int32_t distance = 1; distance < kMaxDistance; ++distance) {
-      grow();
-      const auto reached = middle();
+  void lower_distances(int32_t* page) {
+    const int32_t furthest = -1 - *std::min_element(page, page + kPageBricks);
+    PageBits known = middle();
+    for (int32_t distance = 1; distance < furthest; ++distance) {
+      grow(furthest - 1 - distance);
+      const PageBits reached = middle();
       for (size_t row = 0; row < known.size(); ++row) {
         for (uint32_t fresh = reached[row] & ~known[row]; fresh != 0; fresh &= fresh - 1) {
-          page[row * kPageEdge + __builtin_ctz(fresh)] = -1 - distance;
+          int32_t& entry = page[row * kPageEdge + __builtin_ctz(fresh)];
+          entry = std::max(entry, -1 - distance);
         }
       }
       known = reached;
     }
-    for (size_t row = 0; row < known.size(); ++row) {
-      for (uint32_t rest = ~known[row] & 0xffu; rest != 0; rest &= rest - 1) {
-        page[row * kPageEdge + __builtin_ctz(rest)] = -1 - kMaxDistance;
-      }
-    }
   }
 
  private:
-  std::array<uint8_t, kPageEdge * kPageEdge> middle() const {
-    std::array<uint8_t, kPageEdge * kPageEdge> bits;
+  static constexpr int kSide = 3 * kPageEdge;
+
+  PageBits middle() const {
+    PageBits bits;
     for (int x = 0; x < kPageEdge; ++x) {
       for (int y = 0; y < kPageEdge; ++y) {
         bits[x * kPageEdge + y] = static_cast<uint8_t>(rows_[kPageEdge + x][kPageEdge + y] >> kPageEdge);
@@ -97,38 +89,38 @@ class Dilation {
     return bits;
   }
 
-  void grow() {
+  // Grows the set within `margin` of the middle page, which is as far as later steps look.
+  void grow(int margin) {
+    const int begin = kPageEdge - margin, end = 2 * kPageEdge + margin;
     uint32_t wide[kSide][kSide];
-    for (int x = 0; x < kSide; ++x) {
-      for (int y = 0; y < kSide; ++y) {
-        const auto along_z = [&](int at) { return rows_[x][at] | rows_[x][at] << 1 | rows_[x][at] >> 1; };
-        wide[x][y] = along_z(y) | (y > 0 ? along_z(y - 1) : 0) | (y + 1 < kSide ? along_z(y + 1) : 0);
-      }
+    for (int x = begin - 1; x < end + 1; ++x) {
+      uint32_t along_z[kSide];
+      for (int y = begin - 1; y < end + 1; ++y) along_z[y] = rows_[x][y] | rows_[x][y] << 1 | rows_[x][y] >> 1;
+      for (int y = begin; y < end; ++y) wide[x][y] = along_z[y - 1] | along_z[y] | along_z[y + 1];
     }
-    for (int x = 0; x < kSide; ++x) {
-      for (int y = 0; y < kSide; ++y) {
-        rows_[x][y] = wide[x][y] | (x > 0 ? wide[x - 1][y] : 0) | (x + 1 < kSide ? wide[x + 1][y] : 0);
-      }
+    for (int x = begin; x < end; ++x) {
+      for (int y = begin; y < end; ++y) rows_[x][y] = wide[x - 1][y] | wide[x][y] | wide[x + 1][y];
     }
   }
 
   uint32_t rows_[kSide][kSide] = {};
 };
 
-void update_distances(const GridView& grid, int32_t* pages, Int3 page, int32_t index,
-                      const std::vector<PageBits>& bits) {
-  Dilation dilation;
-  for (int x = 0; x < 3; ++x) {
-    for (int y = 0; y < 3; ++y) {
-      for (int z = 0; z < 3; ++z) {
-        const int64_t slot = directory_index(grid, {page.x + x - 1, page.y + y - 1, page.z + z - 1});
-        const int32_t neighbour = slot < 0 ? -1 : grid.directory[slot];
-        if (neighbour >= 0) dilation.set_page(x, y, z, bits[neighbour]);
-      }
-    }
+template <class Body>
+void for_pages_around(const GridView& grid, Int3 page, const Body& body) {
+  for (int i = 0; i < 27; ++i) {
+    const int x = i / 9, y = i / 3 % 3, z = i % 3;
+    const int64_t slot = directory_index(grid, {page.x + x - 1, page.y + y - 1, page.z + z - 1});
+    if (slot >= 0 && grid.directory[slot] >= 0) body(x, y, z, grid.directory[slot]);
   }
-  dilation.write_distances(pages + static_cast<int64_t>(index) * kPageBricks);
 }
+
+// What an insertion does to the pages it touches.
+struct PageChange {
+  PageBits activated{};  // bricks that it made active
+  bool touched = false;
+  bool created = false;  // none was active before: the entries hold no distances yet
+};
 
 }  // namespace
 
@@ -160,6 +152,7 @@ std::vector<Int3> missing_bricks(const GridView& grid, const float* points, int6
 
 bool insert_bricks(const GridView& grid, int32_t* pages, const int32_t* bricks, int64_t num_bricks, int32_t first_index,
                    int num_threads) {
+  if (num_bricks == 0) return true;
   const auto brick_at = [&](int64_t i) { return Int3{bricks[3 * i], bricks[3 * i + 1], bricks[3 * i + 2]}; };
   for (int64_t i = 0; i < num_bricks; ++i) {
     if (find_brick(grid, brick_at(i)) >= 0) return false;
@@ -168,48 +161,55 @@ bool insert_bricks(const GridView& grid, int32_t* pages, const int32_t* bricks, 
       if (page_index(grid, {brick.x - offset.x, brick.y - offset.y, brick.z - offset.z}) < 0) return false;
     }
   }
-  std::vector<Int3> touched;  // pages with a brick that is active now, and every page whose distances that may change
+  const int64_t num_pages = 1 + *std::max_element(grid.directory, grid.directory + static_cast<int64_t>(grid.size.x) *
+                                                                                       grid.size.y * grid.size.z);
+  std::vector<PageChange> changes(num_pages);
+  std::vector<Int3> touched;  // pages with a brick that was activated
   for (int64_t i = 0; i < num_bricks; ++i) {
-    const Int3 brick = brick_at(i);
     for (int c = 0; c < 8; ++c) {
-      const Int3 offset = corner_of({0, 0, 0}, c);
+      const Int3 offset = corner_of({0, 0, 0}, c), brick = brick_at(i);
       const Int3 active = {brick.x - offset.x, brick.y - offset.y, brick.z - offset.z};
-      int32_t& entry = pages[static_cast<int64_t>(page_index(grid, active)) * kPageBricks + index_in_page(active)];
+      const int32_t index = page_index(grid, active);
+      int32_t& entry = pages[static_cast<int64_t>(index) * kPageBricks + index_in_page(active)];
+      if (entry < -1) {
+        PageChange& change = changes[index];
+        if (!change.touched) {
+          const int32_t* const page = pages + static_cast<int64_t>(index) * kPageBricks;
+          change.created = std::all_of(page, page + kPageBricks, [](int32_t e) { return e < -1; });
+          change.touched = true;
+          touched.push_back(shift_down(active, kPageShift));
+        }
+        const int at = index_in_page(active);
+        change.activated[at / kPageEdge] |= static_cast<uint8_t>(1 << (at % kPageEdge));
+      }
       entry = c == 0 ? first_index + static_cast<int32_t>(i) : std::max(entry, -1);
-      const Int3 page = shift_down(active, kPageShift);
-      if (touched.empty() || !same(touched.back(), page)) touched.push_back(page);
     }
   }
-  sort_unique(touched);
 
-  struct Change {
-    Int3 page;
-    int32_t index;
-  };
-  std::vector<Change> changes;
+  // Distances only ever fall, and only near bricks that were activated; those of a new page are found from all bricks.
   std::vector<Int3> around;
+  std::vector<bool> listed(num_pages);
   for (const Int3 page : touched) {
-    for (int i = 0; i < 27; ++i) around.push_back({page.x + i / 9 - 1, page.y + i / 3 % 3 - 1, page.z + i % 3 - 1});
+    for_pages_around(grid, page, [&](int x, int y, int z, int32_t index) {
+      if (!listed[index]) around.push_back({page.x + x - 1, page.y + y - 1, page.z + z - 1});
+      listed[index] = true;
+    });
   }
-  sort_unique(around);
-  int32_t num_pages = 0;
-  std::vector<int32_t> read;  // pages whose bits the changes need
-  for (const Int3 page : around) {
-    const int64_t slot = directory_index(grid, page);
-    if (slot < 0 || grid.directory[slot] < 0) continue;
-    changes.push_back({page, grid.directory[slot]});
-    for (int i = 0; i < 27; ++i) {
-      const int64_t next = directory_index(grid, {page.x + i / 9 - 1, page.y + i / 3 % 3 - 1, page.z + i % 3 - 1});
-      if (next < 0 || grid.directory[next] < 0) continue;
-      read.push_back(grid.directory[next]);
-      num_pages = std::max(num_pages, grid.directory[next] + 1);
+  parallel_for(static_cast<int64_t>(around.size()), 16, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t index =
+          page_index(grid, {around[i].x << kPageShift, around[i].y << kPageShift, around[i].z << kPageShift});
+      Dilation dilation;
+      for_pages_around(grid, around[i], [&](int x, int y, int z, int32_t next) {
+        const PageChange& change = changes[next];
+        if (changes[index].created && !change.created) {
+          dilation.add(x, y, z, active_bits(pages + static_cast<int64_t>(next) * kPageBricks));
+        } else if (change.touched) {
+          dilation.add(x, y, z, change.activated);
+        }
+      });
+      dilation.lower_distances(pages + static_cast<int64_t>(index) * kPageBricks);
     }
-  }
-  sort_unique(read);
-  std::vector<PageBits> bits(num_pages);
-  for (const int32_t index : read) bits[index] = active_bits(pages + static_cast<int64_t>(index) * kPageBricks);
-  parallel_for(static_cast<int64_t>(changes.size()), 16, num_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) update_distances(grid, pages, changes[i].page, changes[i].index, bits);
   });
   return true;
 }

@@ -12,6 +12,7 @@
 
 #include "core/sparse_grid.h"
 #include "core/storage.h"
+#include "cpu/memory.h"
 
 namespace evoworld {
 
@@ -53,6 +54,15 @@ T* data_of(const Tensor& tensor) {
 template <class T>
 T* data_of(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<T*>(tensor->data_ptr()) : nullptr;
+}
+
+inline int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+// A float32 tensor of zeros beside `like`. new_zeros would fault it in 4 kB at a time, on one thread.
+inline Tensor float_zeros(const Tensor& like, const std::vector<int64_t>& shape) {
+  Tensor result = torch::stable::new_empty(like, shape, ScalarType::Float);
+  zero_fresh_memory(result.data_ptr(), static_cast<size_t>(result.numel()) * sizeof(float), num_threads());
+  return result;
 }
 
 inline GridView grid_view(const Tensor& directory, const Tensor& pages, const std::vector<int64_t>& page_origin,

@@ -9,7 +9,6 @@ namespace evoworld {
 namespace {
 
 using torch::stable::new_empty;
-using torch::stable::new_zeros;
 
 RenderInputs render_inputs(const Tensor& features, const Tensor& density, const Tensor& origins,
                            const Tensor& directions, const std::optional<Tensor>& jitter, const GridView& grid,
@@ -50,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> volume_render_cpu(const Tensor features, cons
   Tensor out_depth = new_empty(density, {num_rays});
   Tensor out_opacity = new_empty(density, {num_rays});
   volume_render_forward(in, {data_of<float>(out_features), data_of<float>(out_depth), data_of<float>(out_opacity)},
-                        num_rays, static_cast<int>(torch::stable::get_num_threads()));
+                        num_rays, num_threads());
   return {out_features, out_depth, out_opacity};
 }
 
@@ -72,17 +71,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> volume_render_backward_cpu(
   check_tensor("out_depth", out_depth, ScalarType::Float, {num_rays});
   check_tensor("out_opacity", out_opacity, ScalarType::Float, {num_rays});
   // A gradient that is not wanted comes back empty.
-  Tensor by_features = new_zeros(density, {wants_features ? features.size(0) : 0, in.num_channels});
-  Tensor by_density = new_zeros(density, {wants_density ? density.size(0) : 0});
-  Tensor by_origins = new_zeros(density, {wants_rays ? num_rays : 0, 3});
-  Tensor by_directions = new_zeros(density, {wants_rays ? num_rays : 0, 3});
+  Tensor by_features = float_zeros(density, {wants_features ? features.size(0) : 0, in.num_channels});
+  Tensor by_density = float_zeros(density, {wants_density ? density.size(0) : 0});
+  Tensor by_origins = float_zeros(density, {wants_rays ? num_rays : 0, 3});
+  Tensor by_directions = float_zeros(density, {wants_rays ? num_rays : 0, 3});
   const RenderInputGradients gradients = {
       wants_features ? data_of<float>(by_features) : nullptr, wants_density ? data_of<float>(by_density) : nullptr,
       wants_rays ? data_of<float>(by_origins) : nullptr, wants_rays ? data_of<float>(by_directions) : nullptr};
   volume_render_backward(
       in, {data_of<float>(out_features), data_of<float>(out_depth), data_of<float>(out_opacity)},
       {data_of<const float>(d_features), data_of<const float>(d_depth), data_of<const float>(d_opacity)}, gradients,
-      num_rays, deterministic ? 1 : static_cast<int>(torch::stable::get_num_threads()));
+      num_rays, deterministic ? 1 : num_threads());
   return {by_features, by_density, by_origins, by_directions};
 }
 

@@ -9,7 +9,6 @@ namespace evoworld {
 namespace {
 
 using torch::stable::new_empty;
-using torch::stable::new_zeros;
 
 ScatterInputs scatter_inputs(const Tensor& features, const Tensor& depth, const Tensor& origins,
                              const Tensor& directions, const std::optional<Tensor>& weight, const GridView& grid) {
@@ -30,8 +29,7 @@ ScatterInputs scatter_inputs(const Tensor& features, const Tensor& depth, const 
 }
 
 void scatter_into(Tensor& feature_sum, Tensor& weight_sum, const ScatterInputs& in, int64_t num_rays) {
-  voxel_scatter_forward(in, {data_of<float>(feature_sum), data_of<float>(weight_sum)}, num_rays,
-                        static_cast<int>(torch::stable::get_num_threads()));
+  voxel_scatter_forward(in, {data_of<float>(feature_sum), data_of<float>(weight_sum)}, num_rays, num_threads());
 }
 
 std::tuple<Tensor, Tensor> voxel_scatter_cpu(const Tensor features, const Tensor depth, const Tensor origins,
@@ -42,8 +40,8 @@ std::tuple<Tensor, Tensor> voxel_scatter_cpu(const Tensor features, const Tensor
                                              int64_t num_voxels) {
   const ScatterInputs in = scatter_inputs(features, depth, origins, directions, weight,
                                           grid_view(directory, pages, page_origin, grid_origin, voxel_size));
-  Tensor feature_sum = new_zeros(depth, {num_voxels, in.num_channels});
-  Tensor weight_sum = new_zeros(depth, {num_voxels});
+  Tensor feature_sum = float_zeros(depth, {num_voxels, in.num_channels});
+  Tensor weight_sum = float_zeros(depth, {num_voxels});
   scatter_into(feature_sum, weight_sum, in, features.size(0));
   return {feature_sum, weight_sum};
 }
@@ -80,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> voxel_scatter_backward_cpu(
       wants_geometry ? data_of<float>(by_origins) : nullptr, wants_geometry ? data_of<float>(by_directions) : nullptr,
       wants_weight ? data_of<float>(by_weight) : nullptr};
   voxel_scatter_backward(in, {data_of<const float>(d_feature_sum), data_of<const float>(d_weight_sum)}, gradients,
-                         num_rays, static_cast<int>(torch::stable::get_num_threads()));
+                         num_rays, num_threads());
   return {by_features, by_depth, by_origins, by_directions, by_weight};
 }
 

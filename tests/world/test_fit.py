@@ -51,7 +51,7 @@ def test_new_views_gain_in_colour_and_depth(frames):
     memory.fit(frames, 12, lambda step, loss: losses.append((step, loss)))
     assert [step for step, _ in losses] == list(range(1, 13))
     assert sum(loss for _, loss in losses[-4:]) < sum(loss for _, loss in losses[:4])
-    assert colour_error(memory, new) < 0.8 * before[0]  # measured: 0.55 of it
+    assert colour_error(memory, new) < 0.8 * before[0]  # measured: 0.38 of it
     assert depth_error(memory, new) < before[1]
 
 

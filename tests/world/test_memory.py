@@ -11,9 +11,9 @@ from evoworld.world import Memory
 
 VOXEL = 0.1
 INSIDE = torch.tensor([0.2, -0.1, 0.1])  # a place that no frame of the walk was taken from
-# Colours vary by up to 0.8 a metre: interpolating between pixels of 0.1 to 0.2 m and voxels of 0.1 m costs about a tenth.
-COLOUR_TOLERANCE = 0.02  # mean
-DEPTH_TOLERANCE = 0.02  # mean, relative: a fifth of a voxel at 1 to 1.5 m
+# Colours vary by up to 0.8 a metre: a tenth of a voxel of 0.1 m, and of a pixel as large, is 0.01.
+COLOUR_TOLERANCE = 0.01  # mean
+DEPTH_TOLERANCE = 0.04  # mean, relative: half a voxel at 1.3 m
 
 
 def at(x=0.0, y=0.0, z=0.0):
@@ -41,7 +41,7 @@ def shell(memory, distance, value, pose=None, camera=CAMERA, change=None):
     depth = torch.full((camera.height, camera.width), distance)
     if change is not None:
         change(features, depth)
-    memory.observe(features, depth, torch.eye(4) if pose is None else pose, camera)
+    memory.observe(features, depth, at() if pose is None else pose, camera)
 
 
 def errors(view, frame):
@@ -69,7 +69,7 @@ def test_an_observed_pose_shows_what_was_seen(box):
 
 @pytest.mark.parametrize(
     "camera",
-    [Panorama(32, 64), Panorama(45, 90), Pinhole.from_fov(40, 60, math.radians(90)), Cubemap(24)],
+    [Panorama(32, 64), Panorama(46, 92), Pinhole.from_fov(40, 60, math.radians(90)), Cubemap(24)],
     ids=lambda camera: type(camera).__name__,
 )
 def test_a_new_pose_shows_it_to_any_camera(box, camera):
@@ -77,7 +77,7 @@ def test_a_new_pose_shows_it_to_any_camera(box, camera):
     frame = box_frame(pose, camera)
     view = box.query(camera, pose)
     colour, depth = errors(view, frame)
-    assert colour < 1.5 * COLOUR_TOLERANCE and depth < DEPTH_TOLERANCE
+    assert colour < COLOUR_TOLERANCE and depth < DEPTH_TOLERANCE
     assert view.visibility.mean() > 0.98
 
 
@@ -121,7 +121,7 @@ def test_features_of_other_precision_are_taken(dtype):
     memory.observe(
         torch.full((32, 64, 3), 0.5, dtype=dtype), torch.ones(32, 64, dtype=dtype), torch.eye(4, dtype=dtype), CAMERA
     )
-    assert (memory.query(CAMERA, torch.eye(4)).features - 0.5).abs().max() < 1e-3
+    assert (memory.query(CAMERA, at()).features - 0.5).abs().max() < 1e-3
 
 
 def test_surfaces_do_not_darken_next_to_what_was_not_seen():
@@ -133,7 +133,7 @@ def test_surfaces_do_not_darken_next_to_what_was_not_seen():
         depth[:, :64] = 0.0
 
     shell(memory, 1.0, 1.0, camera=camera, change=halve)
-    view = memory.query(camera, torch.eye(4), background=False)
+    view = memory.query(camera, at(), background=False)
     assert (view.features[view.visibility > 0.01] - 1).abs().max() < 1e-3
     assert (view.visibility[:, 66:-2] > 0.9).all()
 
@@ -168,16 +168,27 @@ def test_the_sky_is_shown_behind_everything_and_can_be_hidden():
         depth[:16] = 0.0
 
     shell(memory, 1.0, 0.7, change=open_roof)
-    here, elsewhere = memory.query(CAMERA, torch.eye(4)), memory.query(CAMERA, at(0.3, 0.2, 0.1))
+    here, elsewhere = memory.query(CAMERA, at()), memory.query(CAMERA, at(0.3, 0.2, -0.1))
     for view in (here, elsewhere):
         up = view.opacity < 0.01
         assert up.float().mean() > 0.2
         assert (view.features[up] - torch.tensor([0.2, 0.4, 0.9])).abs().max() < 0.2 and not view.depth[up].any()
         assert view.visibility[up].min() > 0.9
     assert (here.features[:14] - torch.tensor([0.2, 0.4, 0.9])).abs().max() < 1e-3
-    hidden = memory.query(CAMERA, torch.eye(4), background=False)
+    hidden = memory.query(CAMERA, at(), background=False)
     assert not hidden.features[:12].any() and not hidden.visibility[:12].any()
     assert torch.equal(hidden.features[20:], here.features[20:])
+
+
+def test_the_sky_has_no_holes_for_a_tilted_camera():
+    """A camera whose poles are not the world's, and one coarser than the first."""
+    memory = Memory(VOXEL)
+    shell(memory, 0.0, 0.6, torch.eye(4))
+    assert memory.query(CAMERA, at()).visibility.min() > 0.9
+    memory = Memory(VOXEL)
+    shell(memory, 0.0, 0.6, camera=Pinhole.from_fov(48, 48, math.radians(40)))
+    shell(memory, 0.0, 0.6, camera=Panorama(16, 32))
+    assert memory.query(CAMERA, at()).visibility.min() > 0.9
 
 
 @pytest.mark.parametrize("nothing", [0.0, -1.0, math.nan, math.inf])
@@ -201,10 +212,10 @@ def passer_by(features, depth):
 def test_a_passer_by_fades():
     memory = Memory(VOXEL)
     shell(memory, 1.5, 0.8, change=passer_by)
-    assert memory.query(CAMERA, torch.eye(4)).features[15, 31].max() < 0.2  # he is there
+    assert memory.query(CAMERA, at()).features[15, 31].max() < 0.2  # he is there
     for _ in range(4):
         shell(memory, 1.5, 0.8)
-    view = memory.query(CAMERA, torch.eye(4))
+    view = memory.query(CAMERA, at())
     assert (view.features[14:17, 30:33] - 0.8).abs().max() < 0.05
     assert (view.depth[14:17, 30:33] - 1.5).abs().max() < 0.15
     assert view.visibility.min() > 0.9
@@ -215,7 +226,7 @@ def test_a_surface_that_stays_is_not_carved_away():
     memory = Memory(VOXEL)
     for _ in range(5):
         shell(memory, 1.5, 0.8, change=passer_by)
-    view = memory.query(CAMERA, torch.eye(4))
+    view = memory.query(CAMERA, at())
     assert view.features[15, 31].max() < 0.2 and abs(view.depth[15, 31] - 0.5) < 0.05
 
 
@@ -228,9 +239,9 @@ def test_a_bad_depth_pixel_fades(wrong):
         depth[15, 31] = wrong
 
     shell(memory, 1.5, 0.8, change=speck)
-    for pose in (at(0.1), at(-0.1), torch.eye(4), torch.eye(4)):
-        shell(memory, 1.5, 0.8, pose=torch.eye(4) if pose is None else pose)
-    view = memory.query(CAMERA, torch.eye(4))
+    for _ in range(4):
+        shell(memory, 1.5, 0.8)
+    view = memory.query(CAMERA, at())
     assert (view.depth - 1.5).abs().max() < 0.3 and view.visibility.min() > 0.9
 
 
@@ -243,10 +254,10 @@ def test_sky_carves_too():
         passer_by(features, depth)
 
     shell(memory, 1.5, 0.8, change=figure)
-    assert memory.query(CAMERA, torch.eye(4)).depth[15, 31] > 0
+    assert memory.query(CAMERA, at()).depth[15, 31] > 0
     for _ in range(4):
         shell(memory, 0.0, 0.8)
-    view = memory.query(CAMERA, torch.eye(4))
+    view = memory.query(CAMERA, at())
     assert not view.depth[14:17, 30:33].any() and (view.features[14:17, 30:33] - 0.8).abs().max() < 0.05
 
 
@@ -271,9 +282,9 @@ def test_growth_keeps_what_is_there():
     """A shell 20 m off changes nothing here."""
     memory = Memory(VOXEL)
     shell(memory, 1.0, 0.25)
-    before = memory.query(CAMERA, torch.eye(4))
+    before = memory.query(CAMERA, at())
     shell(memory, 1.0, 0.75, at(20.0))
-    after = memory.query(CAMERA, torch.eye(4))
+    after = memory.query(CAMERA, at())
     assert torch.allclose(before.features, after.features, atol=1e-5)
     assert torch.allclose(before.depth, after.depth, atol=1e-4)
 
@@ -369,7 +380,7 @@ def test_a_frame_too_far_away_changes_nothing(small):
         small.observe(**good(camera_to_world=pose))
     now = [t for level in small.levels for t in level.tensors().values()]
     assert all(torch.equal(a, b) for a, b in zip(tensors, now, strict=True))
-    assert (small.query(CAMERA, torch.eye(4)).features - 0.5).abs().max() < 1e-3
+    assert (small.query(CAMERA, at()).features - 0.5).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
