@@ -9,6 +9,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+# Threads of torch that wait should sleep, not spin: on a busy machine two spinning ones are slower than one. Read when
+# torch is loaded, which nothing above does.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from . import __version__
 from .info import extra_of
 

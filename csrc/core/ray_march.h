@@ -101,6 +101,10 @@ EW_HD void march_ray(const GridView& grid, const LatticeLine& line, const MarchP
   for (float k = range.first; k < range.last; k += 1.0f) {
     const float t = sample_distance(march, jitter, k);
     const CellPoint point = cell_point(line, t);
+    if (!matters) {  // most samples of a brick lie in cells that do not matter: one branch, easy to foresee, for those
+      const bool inside = same(shift_down(point.cell, kBrickShift), brick);
+      if (inside & !(cells >> index_in_brick(point.cell) & 1)) continue;
+    }
     if (!same(point.cell, cell)) {
       if (matters) visitor.leave();
       matters = false;

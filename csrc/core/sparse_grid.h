@@ -59,7 +59,7 @@ EW_HD int32_t index_in_brick(Int3 lattice) {
 
 EW_HD Int3 shift_down(Int3 value, int shift) { return {value.x >> shift, value.y >> shift, value.z >> shift}; }
 
-EW_HD bool same(Int3 a, Int3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
+EW_HD bool same(Int3 a, Int3 b) { return ((a.x ^ b.x) | (a.y ^ b.y) | (a.z ^ b.z)) == 0; }
 
 // The i-th of the 8 corners of a unit cell: bit 2 is x, bit 1 is y, bit 0 is z.
 EW_HD Int3 corner_of(Int3 low, int i) { return {low.x + (i >> 2), low.y + ((i >> 1) & 1), low.z + (i & 1)}; }

@@ -37,6 +37,11 @@ struct RowSink {
   int64_t channels;
   const float* d_features;  // [C] of the current ray
 
+  EW_HD void expect(int64_t row, bool features) {
+    if (gradients.density != nullptr) prefetch(gradients.density + row);
+    if (features && gradients.features != nullptr) prefetch(gradients.features + row * channels);
+  }
+
   EW_HD void add(const CellCorners& corners, const float weights[8], const float d_density[8]) {
     int64_t held = -1;
     for (int i = 0; i < 8; ++i) {

@@ -28,8 +28,12 @@ ScatterInputs from_ray(const ScatterInputs& in, int64_t first) {
 }  // namespace
 
 EW_DISPATCH_ISA(scatter_classify_rays,
-                (const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, int32_t* order), in, begin, end,
-                counts, order)
+                (const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, uint16_t* codes), in, begin, end,
+                counts, codes)
+EW_DISPATCH_ISA(scatter_order_rays,
+                (const ScatterInputs& in, const uint16_t* codes, int64_t begin, int64_t end, int64_t* slots,
+                 int32_t* order),
+                in, codes, begin, end, slots, order)
 EW_DISPATCH_ISA(scatter_forward_rays,
                 (const ScatterInputs& in, const ScatterOutputs& out, int class_index, const int32_t* order,
                  int64_t begin, int64_t end),
@@ -45,13 +49,14 @@ namespace {
 void scatter_pass(const ScatterInputs& in, const ScatterOutputs& out, int64_t num_rays, int num_threads) {
   const int64_t chunks = (num_rays + kRaysPerChunk - 1) / kRaysPerChunk;
   std::vector<int64_t> counts(chunks * kScatterClasses, 0);
-  const auto classify = [&](int32_t* order) {
+  std::vector<uint16_t> codes(num_rays);
+  const auto each_chunk = [&](const auto& body) {
     parallel_for(chunks, 1, num_threads, [&](int64_t chunk, int64_t) {
-      const int64_t begin = chunk * kRaysPerChunk, end = std::min(begin + kRaysPerChunk, num_rays);
-      scatter_classify_rays(in, begin, end, &counts[chunk * kScatterClasses], order);
+      body(chunk * kRaysPerChunk, std::min((chunk + 1) * kRaysPerChunk, num_rays), &counts[chunk * kScatterClasses]);
     });
   };
-  classify(nullptr);
+  each_chunk(
+      [&](int64_t begin, int64_t end, int64_t* count) { scatter_classify_rays(in, begin, end, count, codes.data()); });
 
   std::vector<int64_t> class_begin(kScatterClasses + 1);
   int64_t total = 0;
@@ -65,7 +70,9 @@ void scatter_pass(const ScatterInputs& in, const ScatterOutputs& out, int64_t nu
   }
   class_begin[kScatterClasses] = total;
   std::vector<int32_t> order(total);
-  classify(order.data());
+  each_chunk([&](int64_t begin, int64_t end, int64_t* slots) {
+    scatter_order_rays(in, codes.data(), begin, end, slots, order.data());
+  });
 
   parallel_for(kScatterClasses, 1, num_threads, [&](int64_t i, int64_t) {
     scatter_forward_rays(in, out, static_cast<int>(i), order.data(), class_begin[i], class_begin[i + 1]);

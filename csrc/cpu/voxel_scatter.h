@@ -22,10 +22,16 @@ EW_HD int scatter_class(Int3 page) {
   return static_cast<int>((mixed ^ (mixed >> 15)) % kScatterClasses);
 }
 
+// A ray's code: its class, or that it has none, or several since its corners lie in several pages.
+constexpr uint16_t kNoClass = 0xffff;
+constexpr uint16_t kManyClasses = 0xfffe;
+
 // The kernels proper, compiled for each instruction set.
-// classify: writes for rays [begin, end) the classes that a ray's corners fall into, up to 8; `counts[c]` grows by one
-// for each. `order` null: only counts; otherwise ray numbers are written to order[counts[c]++].
-void scatter_classify_rays(const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, int32_t* order);
+// classify: writes the codes of rays [begin, end); counts[c] grows by one for each ray that has a corner in class c.
+void scatter_classify_rays(const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, uint16_t* codes);
+// order: writes the rays' numbers to order[slots[c]++] of each of their classes c.
+void scatter_order_rays(const ScatterInputs& in, const uint16_t* codes, int64_t begin, int64_t end, int64_t* slots,
+                        int32_t* order);
 // Adds the rays order[begin, end), in this order, to the corners whose page is of the class.
 void scatter_forward_rays(const ScatterInputs& in, const ScatterOutputs& out, int class_index, const int32_t* order,
                           int64_t begin, int64_t end);

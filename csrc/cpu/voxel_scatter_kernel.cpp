@@ -38,6 +38,19 @@ struct CellRows {
   }
 };
 
+// The classes that the corners of a cell fall into, each once; returns how many.
+EW_HD int corner_classes(Int3 cell, int classes[8]) {
+  const int corners = same(page_of(cell), page_of(corner_of(cell, 7))) ? 1 : 8;
+  int found = 0;
+  for (int i = 0; i < corners; ++i) {
+    const int next = scatter_class(page_of(corner_of(cell, i)));
+    bool known = false;
+    for (int j = 0; j < found; ++j) known = known || classes[j] == next;
+    if (!known) classes[found++] = next;
+  }
+  return found;
+}
+
 template <class T, int kChannels>
 void forward_rays(const ScatterInputs& in, const ScatterOutputs& out, int class_index, const int32_t* order,
                   int64_t begin, int64_t end) {
@@ -147,24 +160,31 @@ void backward_rays(const ScatterInputs& in, const ScatterOutputGradients& d_out,
 
 }  // namespace
 
-void scatter_classify_rays(const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, int32_t* order) {
+void scatter_classify_rays(const ScatterInputs& in, int64_t begin, int64_t end, int64_t* counts, uint16_t* codes) {
   for (int64_t ray = begin; ray < end; ++ray) {
     CellPoint point = {};
+    codes[ray] = kNoClass;
     if (!scatter_point(in, ray, point)) continue;
-    const Int3 low = page_of(point.cell);
     int classes[8];
-    int found = 0;
-    const int corners = same(low, page_of(corner_of(point.cell, 7))) ? 1 : 8;
-    for (int i = 0; i < corners; ++i) {
-      const int next = scatter_class(page_of(corner_of(point.cell, i)));
-      bool known = false;
-      for (int j = 0; j < found; ++j) known = known || classes[j] == next;
-      if (!known) classes[found++] = next;
+    const int found = corner_classes(point.cell, classes);
+    codes[ray] = found == 1 ? static_cast<uint16_t>(classes[0]) : kManyClasses;
+    for (int j = 0; j < found; ++j) ++counts[classes[j]];
+  }
+}
+
+void scatter_order_rays(const ScatterInputs& in, const uint16_t* codes, int64_t begin, int64_t end, int64_t* slots,
+                        int32_t* order) {
+  for (int64_t ray = begin; ray < end; ++ray) {
+    if (codes[ray] == kNoClass) continue;
+    if (codes[ray] != kManyClasses) {
+      order[slots[codes[ray]]++] = static_cast<int32_t>(ray);
+      continue;
     }
-    for (int j = 0; j < found; ++j) {
-      const int64_t slot = counts[classes[j]]++;
-      if (order != nullptr) order[slot] = static_cast<int32_t>(ray);
-    }
+    CellPoint point = {};
+    scatter_point(in, ray, point);
+    int classes[8];
+    const int found = corner_classes(point.cell, classes);
+    for (int j = 0; j < found; ++j) order[slots[classes[j]]++] = static_cast<int32_t>(ray);
   }
 }
 

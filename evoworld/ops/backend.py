@@ -49,7 +49,6 @@ def available(op: str) -> dict[str, str | None]:
     }
 
 
-@torch.compiler.assume_constant_result
 def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves an op for tensors of this device and dtype.
 
@@ -72,6 +71,11 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
     if reason is not None:
         raise RuntimeError(f"{op}: backend {name!r} was requested and cannot serve it: {reason}")
     return name
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler too: a compiled function
+# keeps the backend it was traced with.
+select._dynamo_marked_constant = True
 
 
 def _check_name(name: str, source: str) -> None:

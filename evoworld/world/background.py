@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from evoworld.geometry import Panorama
 
 MIN_WEIGHT = 1e-12  # steradians
+HOLE_LEVELS = 3  # halvings of the resolution at which directions between those seen are looked up
 
 
 class Background:
     """Sums of features over a panorama of world directions.
 
-    A ray without depth adds its features to the 4 pixels around its direction; a query divides sums by weights.
+    A ray without depth adds its features to the 4 pixels around its direction; a query divides sums by weights, coarser
+    ones where directions were seen too sparsely for the panorama's resolution.
     """
 
     def __init__(self, feature_dim: int, device: torch.device | str = "cpu"):
@@ -31,7 +34,7 @@ class Background:
             return
         if self.sums.numel() == 0:
             self.sums = self.sums.new_zeros(height, 2 * height, features.shape[1])
-        rows, shares = self._corners(directions)
+        rows, shares = _corners(directions, *self.sums.shape[:2])
         flat = self.sums.view(-1, self.sums.shape[-1])
         for row, share in zip(rows, shares, strict=True):
             flat.index_add_(0, row, features * (share * weight)[:, None])
@@ -41,29 +44,36 @@ class Background:
         directions: Tensor,  # [R, 3] unit, world
     ) -> tuple[Tensor, Tensor]:  # [R, C], [R]
         """Features in the directions, and 1 where any were seen there (0 elsewhere)."""
-        if self.sums.numel() == 0:
-            rays = directions.shape[0]
-            return directions.new_zeros(rays, self.sums.shape[-1] - 1), directions.new_zeros(rays)
-        rows, shares = self._corners(directions)
-        flat = self.sums.view(-1, self.sums.shape[-1])
-        total = sum(flat[row] * share[:, None] for row, share in zip(rows, shares, strict=True))
-        weight = total[:, -1:]
-        return total[:, :-1] / weight.clamp_min(MIN_WEIGHT), (weight[:, 0] > MIN_WEIGHT).to(total.dtype)
+        mean = directions.new_zeros(directions.shape[0], self.sums.shape[-1] - 1)
+        seen = directions.new_zeros(directions.shape[0])
+        sums = self.sums
+        for _ in range(HOLE_LEVELS + 1):
+            left = (seen == 0).nonzero()[:, 0]
+            if left.numel() == 0 or sums.shape[0] < 2:
+                break
+            rows, shares = _corners(directions[left], *sums.shape[:2])
+            flat = sums.reshape(-1, sums.shape[-1])
+            total = sum(flat[row] * share[:, None] for row, share in zip(rows, shares, strict=True))
+            weight = total[:, -1:]
+            mean[left] = total[:, :-1] / weight.clamp_min(MIN_WEIGHT)
+            seen[left] = (weight[:, 0] > MIN_WEIGHT).to(mean.dtype)
+            sums = F.avg_pool2d(sums.permute(2, 0, 1), 2).permute(1, 2, 0)
+        return mean, seen
 
-    def _corners(self, directions: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Rows of the flat panorama around each direction and their bilinear shares; wraps at the seam."""
-        height, width = self.sums.shape[:2]
-        pixel = Panorama(height, width).project(_camera_axes(directions)) - 0.5
-        u0, v0 = pixel.floor().unbind(-1)
-        fu, fv = (pixel - pixel.floor()).unbind(-1)
-        rows, shares = [], []
-        for du, share_u in ((0, 1 - fu), (1, fu)):
-            for dv, share_v in ((0, 1 - fv), (1, fv)):
-                u = (u0 + du).long() % width
-                v = (v0 + dv).long().clamp(0, height - 1)
-                rows.append(v * width + u)
-                shares.append(share_u * share_v)
-        return rows, shares
+
+def _corners(directions: Tensor, height: int, width: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows of a flat panorama around each direction and their bilinear shares; wraps at the seam."""
+    pixel = Panorama(height, width).project(_camera_axes(directions)) - 0.5
+    u0, v0 = pixel.floor().unbind(-1)
+    fu, fv = (pixel - pixel.floor()).unbind(-1)
+    rows, shares = [], []
+    for du, share_u in ((0, 1 - fu), (1, fu)):
+        for dv, share_v in ((0, 1 - fv), (1, fv)):
+            u = (u0 + du).long() % width
+            v = (v0 + dv).long().clamp(0, height - 1)
+            rows.append(v * width + u)
+            shares.append(share_u * share_v)
+    return rows, shares
 
 
 def _camera_axes(directions: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from evoworld.ops import volume_render, voxel_scatter_
 STEPS_PER_VOXEL = 2  # samples along a ray
 OPTICAL_DEPTH_PER_VOXEL = 8.0  # of solid matter: half the light is gone within a tenth of a voxel of the surface
 RAMP = -0.1  # voxels: where density begins to rise, before interpolation between lattice points widens it by one
+LAG = 0.2  # voxels: how far behind the surface light stops on average, given RAMP; 0.14 to 0.3 were measured
 NEAR = 1e-3  # metres: where rays start
 BAND = (-1, 0, 1)  # voxels before and behind a surface at which its distance is recorded: exact in between
 CARVE_TRANSMITTANCE = 0.3  # a surface that stops this much light is enough to contradict a ray
@@ -25,12 +26,11 @@ class Rays(NamedTuple):
 
     origins: Tensor  # [R, 3] metres
     directions: Tensor  # [R, 3] unit
-    distance: Tensor  # [R] metres to what was seen
+    distance: Tensor  # [R] metres to what was seen; NaN: nothing to record
     weight: Tensor  # [R] steradians
-    features: Tensor  # [R, C + 1], the last one 1
 
     def select(self, kept: Tensor) -> Rays:
-        """The rays of a mask [R] or of indices."""
+        """The rays of indices."""
         return Rays(*(part[kept] for part in self))
 
 
@@ -116,27 +116,32 @@ class Level:
         self.reach = reach
         self._density = None
 
-    def observe(self, rays: Rays, pixel_angle: float) -> None:
+    def observe(
+        self,
+        rays: Rays,
+        features: Tensor,  # [R, C + 1], the last one 1
+        pixel_angle: float,
+    ) -> None:
         """Adds the rays whose pixels, `pixel_angle` radians wide, have a size at the surface that the level takes."""
         least, most = (footprint * self.voxel_size / pixel_angle for footprint in self.footprints)
         fits = (rays.distance >= least) & (rays.distance < most)
-        if not fits.all():
-            rays = rays.select(fits)
-        if rays.distance.numel() == 0:
+        distance = torch.where(fits, rays.distance, math.nan)  # which neither the grid nor the scatter takes
+        reach = torch.where(fits, rays.distance, 0.0).max().item()
+        if reach == 0.0:
             return
-        self.reach = max(self.reach, rays.distance.max().item())
+        self.reach = max(self.reach, reach)
         self.dense_reach = max(self.dense_reach, self.voxel_size / pixel_angle)
         offsets = [offset * self.voxel_size for offset in BAND]
         self.grid.merge(
-            torch.cat([torch.addcmul(rays.origins, rays.directions, (rays.distance + s)[:, None]) for s in offsets])
+            torch.cat([torch.addcmul(rays.origins, rays.directions, (distance + s)[:, None]) for s in offsets])
         )
         self._make_room()
         voxel_scatter_(
-            self.sums, self.weight, rays.features, rays.distance, rays.origins, rays.directions, self.grid, rays.weight
+            self.sums, self.weight, features, distance, rays.origins, rays.directions, self.grid, rays.weight
         )
         for offset in offsets:
             if offset != 0.0:  # the surface itself: distance 0, with the weight that its features have just added
-                self._record(rays, rays.distance + offset, -offset)
+                self._record(rays, distance + offset, -offset)
         self._density = None
 
     def carve(self, rays: Rays) -> None:
@@ -150,16 +155,15 @@ class Level:
         shown = self.render(
             rays.origins, rays.directions, self.weight[:, None], self.density(), min_transmittance=CARVE_TRANSMITTANCE
         )
-        margin = 2.0 * self.voxel_size + 0.02 * rays.distance
-        wrong = (shown.opacity > 0.5) & (shown.distance + margin < rays.distance)
-        if not wrong.any():
-            return
+        margin = 2.0 * self.voxel_size + 0.02 * shown.distance
+        wrong = ((shown.opacity > 0.5) & (shown.distance + margin < rays.distance)).nonzero()[:, 0]
         self.clear(rays.select(wrong), shown.distance[wrong])
 
     def clear(self, rays: Rays, at: Tensor) -> None:
         """Records that the rays passed freely `at` metres from their origins: that place lies before the surface."""
-        for offset in BAND:
-            self._record(rays, at + offset * self.voxel_size, self.voxel_size)
+        if at.numel():
+            for offset in BAND:
+                self._record(rays, at + offset * self.voxel_size, self.voxel_size)
 
     def render(
         self,
@@ -179,13 +183,14 @@ class Level:
             directions,
             self.grid,
             near,
-            min(far, self._far(origins)),
+            far if math.isfinite(far) else self._far(origins),
             self.voxel_size / STEPS_PER_VOXEL,
             min_transmittance,
         )
         weight = features[:, -1:]
         mean = features[:, :-1] / weight.clamp_min(MIN_WEIGHT)
-        return Shown(mean, distance / opacity.clamp_min(1e-6), opacity, (weight[:, 0] > 0).to(opacity.dtype))
+        distance = distance / opacity.clamp_min(1e-6) - LAG * self.voxel_size
+        return Shown(mean, distance.clamp_min(0.0), opacity, (weight[:, 0] > 0).to(opacity.dtype))
 
     def surface_distance(self) -> Tensor:  # [V] metres
         """Average signed distance of the lattice points to the surface, positive before it; infinite where unknown."""
@@ -231,6 +236,8 @@ class Level:
         bricks, edge = self.grid.brick_coordinates, self.grid.edge * self.voxel_size
         if bricks.shape[0] == 0 or origins.shape[0] == 0:
             return NEAR
+        if origins.stride(0) == 0:  # one camera's rays
+            origins = origins[:1]
         low, high = bricks.amin(0) * edge, (bricks.amax(0) + 1) * edge
         reach = torch.maximum((origins - low).abs().amax(0), (origins - high).abs().amax(0))
         return reach.norm().item() + self.voxel_size

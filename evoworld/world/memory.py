@@ -136,26 +136,23 @@ class Memory:
         seen = torch.isfinite(distance) & (distance > 0)
         weight = camera.solid_angle().to(self.device, torch.float32)
         values = torch.cat([features.float(), torch.ones(*depth.shape, 1, device=self.device)], dim=-1).flatten(0, 1)
-        whole = Rays(origins, directions, distance.flatten(), weight.flatten(), values)
-        surface = whole.select(seen.flatten())
         nearest = _nearest_around(torch.where(seen, distance, math.inf), isinstance(camera, Panorama)).flatten()
         pixel_angle = weight.max().sqrt().item()
+        surface = Rays(origins, directions, torch.where(seen, distance, math.nan).flatten(), weight.flatten())
+        passes = torch.where(seen, distance, math.inf).flatten()  # how far space is free
 
-        sparse = torch.zeros_like(seen)
-        sparse[::CARVE_STRIDE, ::CARVE_STRIDE] = True
-        free = whole.select(sparse.flatten())
-        passes = torch.isfinite(free.distance) & (free.distance > 0)
-        free = free._replace(
-            distance=torch.where(passes, free.distance, math.inf), weight=free.weight * CARVE_STRIDE**2
+        free = torch.arange(depth.numel(), device=self.device).view(depth.shape)
+        free = surface._replace(distance=passes, weight=surface.weight * CARVE_STRIDE**2).select(
+            free[::CARVE_STRIDE, ::CARVE_STRIDE].flatten()
         )
         for level in self.levels:
             if level.voxel_size >= self.voxel_size:  # finer levels are only looked at near the base's surface
                 level.carve(free)
-            level.observe(surface, pixel_angle)
-            edge = whole.distance.where(seen.flatten(), math.inf) > nearest + 2 * level.voxel_size
-            level.clear(whole.select(edge), nearest[edge])
-        sky = whole.select(~seen.flatten())
-        self.background.observe(sky.directions, sky.features, sky.weight, camera.height)
+            level.observe(surface, values, pixel_angle)
+            edge = (passes > nearest + 2 * level.voxel_size).nonzero()[:, 0]
+            level.clear(surface.select(edge), nearest[edge])
+        sky = (~seen).flatten().nonzero()[:, 0]
+        self.background.observe(directions[sky], values[sky], surface.weight[sky], camera.height)
         self.poses = torch.cat([self.poses, camera_to_world.float()[None]])
 
     @torch.no_grad()
