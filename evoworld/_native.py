@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -63,16 +64,21 @@ def load() -> None:
         missing(name)
 
 
-def fact(name: str, function: str) -> str | None:
-    """What a loaded library's ``const char* function()`` returns; None where library or function is not there."""
+@cache
+def function(name: str, symbol: str) -> Callable | None:
+    """An ``extern "C"`` function of a loaded library; None where library or function is not there."""
     if missing(name) is not None:
         return None
-    try:
-        symbol = getattr(ctypes.CDLL(str(path(name))), function)
-    except AttributeError:
+    return getattr(ctypes.CDLL(str(path(name))), symbol, None)
+
+
+def fact(name: str, symbol: str) -> str | None:
+    """What a loaded library's ``const char* symbol()`` returns; None where library or function is not there."""
+    call = function(name, symbol)
+    if call is None:
         return None
-    symbol.restype = ctypes.c_char_p
-    return symbol().decode()
+    call.restype = ctypes.c_char_p
+    return call().decode()
 
 
 def _no_gpu() -> str:

@@ -98,7 +98,11 @@ Pool& pool() {
   return *current.load();
 }
 
+thread_local int chosen_threads = 0;
+
 }  // namespace
+
+int chosen_num_threads() { return chosen_threads; }
 
 void parallel_for(int64_t count, int64_t grain, int num_threads, const std::function<void(int64_t, int64_t)>& body) {
   if (count <= 0) return;
@@ -110,3 +114,8 @@ void parallel_for(int64_t count, int64_t grain, int num_threads, const std::func
 }
 
 }  // namespace evoworld
+
+// Called by evoworld.ops.threads through ctypes; 0 goes back to torch's number.
+extern "C" __attribute__((visibility("default"))) void evoworld_cpu_use_threads(int count) {
+  evoworld::chosen_threads = count;
+}

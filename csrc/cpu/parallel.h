@@ -14,4 +14,8 @@ namespace evoworld {
 // threads. An exception of the body is rethrown to the caller after all chunks that had begun are done.
 void parallel_for(int64_t count, int64_t grain, int num_threads, const std::function<void(int64_t, int64_t)>& body);
 
+// Threads that calls from this thread shall use, as set by evoworld_cpu_use_threads; 0: none was set, so torch's
+// number.
+int chosen_num_threads();
+
 }  // namespace evoworld

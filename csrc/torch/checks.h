@@ -13,6 +13,7 @@
 #include "core/sparse_grid.h"
 #include "core/storage.h"
 #include "cpu/memory.h"
+#include "cpu/parallel.h"
 
 namespace evoworld {
 
@@ -56,7 +57,10 @@ T* data_of(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<T*>(tensor->data_ptr()) : nullptr;
 }
 
-inline int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+inline int num_threads() {
+  const int chosen = chosen_num_threads();
+  return chosen > 0 ? chosen : static_cast<int>(torch::stable::get_num_threads());
+}
 
 // A float32 tensor of zeros beside `like`. new_zeros would fault it in 4 kB at a time, on one thread.
 inline Tensor float_zeros(const Tensor& like, const std::vector<int64_t>& shape) {

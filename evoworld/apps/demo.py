@@ -25,6 +25,7 @@ HOLD_OUT = 8
 FPS = 12
 KEYS = 8  # poses of the capture that the walk runs through
 STILLS = 4
+ERROR_GAIN = 4  # makes the difference of two images visible
 STILL_PITCH = math.radians(-8)
 STILL_CAMERA = Pinhole.from_fov(480, 640, math.radians(90))
 
@@ -33,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the command."""
     parser.add_argument("--out", default="out", metavar="DIR", help="folder for the results; default out")
     parser.add_argument("--capture", metavar="CAPTURE", help="another capture than the one that ships with the project")
-    parser.add_argument("--fit", type=int, default=0, metavar="STEPS", help="refine by gradient descent; default 0")
-    parser.add_argument("--frames", type=int, default=60, metavar="N", help="frames of the walk; default 60")
+    parser.add_argument("--fit", type=int, default=20, metavar="STEPS", help="refine by gradient descent; default 20")
+    parser.add_argument("--frames", type=int, default=48, metavar="N", help="frames of the walk; default 48")
     parser.add_argument("--height", type=int, default=512, metavar="PIXELS", help="of the walk; default 512")
 
 
@@ -110,7 +111,7 @@ def write_stills(memory: Memory, camera: Panorama, walk: torch.Tensor, folder: P
 
 
 def write_sheet(path: Path, memory: Memory, capture: Capture, report: Report, stills: list[torch.Tensor]) -> None:
-    """Writes the contact sheet: a held-out frame beside its rendering, depth, visibility, and views along the walk."""
+    """Writes the contact sheet: a held-out frame beside its rendering, depth, difference, and views along the walk."""
     frame = _frame_to_show(capture)
     view = memory.query(frame.camera, frame.camera_to_world)
     near, far = (float(frame.depth[frame.depth > 0].quantile(q)) for q in (0.01, 0.99))
@@ -128,10 +129,7 @@ def write_sheet(path: Path, memory: Memory, capture: Capture, report: Report, st
         ],
         [
             Tile(depth_preview(view.depth, near, far), f"The memory's depth ({scale})"),
-            Tile(
-                view.visibility[..., None].expand(-1, -1, 3),
-                "Visibility: white where the memory has seen something",
-            ),
+            Tile(ERROR_GAIN * (view.features - frame.image).abs(), f"Difference of the two above, times {ERROR_GAIN}"),
         ],
         [Tile(still, f"On the walk, view {number}") for number, still in enumerate(stills, 1)],
     ]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evoworld.geometry import Camera, Panorama, SparseGrid, check_pose
+from evoworld.ops.threads import kernels_only
 
 from .background import Background
 from .level import Level, LevelValues, Rays, Shown
@@ -110,6 +111,7 @@ class Memory:
         return self.poses.device
 
     @torch.no_grad()
+    @kernels_only()
     def observe(
         self,
         features: Tensor,  # [H, W, C]
@@ -156,6 +158,7 @@ class Memory:
         self.poses = torch.cat([self.poses, camera_to_world.float()[None]])
 
     @torch.no_grad()
+    @kernels_only()
     def query(self, camera: Camera, camera_to_world: Tensor, background: bool = True) -> View:
         """Renders the memory for a camera at a pose.
 
