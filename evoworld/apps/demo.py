@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the command."""
     parser.add_argument("--out", default="out", metavar="DIR", help="folder for the results; default out")
     parser.add_argument("--capture", metavar="CAPTURE", help="another capture than the one that ships with the project")
-    parser.add_argument("--fit", type=int, default=20, metavar="STEPS", help="refine by gradient descent; default 20")
+    parser.add_argument("--fit", type=int, default=60, metavar="STEPS", help="refine by gradient descent; default 60")
     parser.add_argument("--frames", type=int, default=48, metavar="N", help="frames of the walk; default 48")
     parser.add_argument("--height", type=int, default=512, metavar="PIXELS", help="of the walk; default 512")
 
