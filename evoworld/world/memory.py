@@ -18,7 +18,7 @@ from evoworld.ops.threads import kernels_only
 from .background import Background
 from .level import Level, LevelValues, Rays, Shown
 
-CARVE_STRIDE = 2  # free space is checked with every second ray of every second row
+CARVE_STRIDE = 3  # free space is checked with every third ray of every third row
 CLOSED = 0.999  # opacity from which the sky behind is not looked up
 SOLID = 0.5  # opacity from which a ray counts as having met a surface
 EDGE_RADIUS = 3  # pixels around a depth edge whose rays clear the space that the nearer side blurs into
@@ -229,14 +229,17 @@ class Memory:
 
         limit = DENSE * base.dense_reach  # up to here the base has no holes
         far = (distance > limit).nonzero()[:, 0]
-        guard = coarse.render(origins[far], directions[far], *coarse_values)
-        leaks = (guard.opacity > SOLID) & (guard.distance > limit)
-        leaks &= guard.distance + 2 * coarse.voxel_size < distance[far]
-        shown = Shown(*(a.index_copy(0, far[leaks], b[leaks]) for a, b in zip(shown, guard, strict=True)))
+        if far.numel():
+            guard = coarse.render(origins[far], directions[far], *coarse_values)
+            leaks = (guard.opacity > SOLID) & (guard.distance > limit)
+            leaks &= guard.distance + 2 * coarse.voxel_size < distance[far]
+            shown = Shown(*(a.index_copy(0, far[leaks], b[leaks]) for a, b in zip(shown, guard, strict=True)))
 
         window = FINE_WINDOW * base.voxel_size
         for level, level_values in finer:
             near = (distance < REACH * level.reach).nonzero()[:, 0]
+            if near.numel() == 0:
+                continue
             start = (distance[near] - window).clamp_min(0.0)
             o, d = origins[near], directions[near]
             detail = level.render(torch.addcmul(o, d, start[:, None]), d, *level_values, 0.0, 2 * window)
