@@ -228,12 +228,14 @@ class Memory:
         distance = torch.where(shown.opacity.detach() > SOLID, shown.distance.detach(), math.inf)
 
         limit = DENSE * base.dense_reach  # up to here the base has no holes
-        far = (distance > limit).nonzero()[:, 0]
-        if far.numel():
-            guard = coarse.render(origins[far], directions[far], *coarse_values)
-            leaks = (guard.opacity > SOLID) & (guard.distance > limit)
-            leaks &= guard.distance + 2 * coarse.voxel_size < distance[far]
-            shown = Shown(*(a.index_copy(0, far[leaks], b[leaks]) for a, b in zip(shown, guard, strict=True)))
+        blank = (shown.opacity > SOLID) & (shown.seen == 0)  # between the features of pixels that lie far apart
+        doubtful = ((distance > limit) | blank).nonzero()[:, 0]
+        if doubtful.numel():
+            guard = coarse.render(origins[doubtful], directions[doubtful], *coarse_values)
+            leaks = (guard.distance > limit) & (guard.distance + 2 * coarse.voxel_size < distance[doubtful])
+            better = (guard.opacity > SOLID) & (leaks | (blank[doubtful] & (guard.seen > 0)))
+            filled = doubtful[better]
+            shown = Shown(*(a.index_copy(0, filled, b[better]) for a, b in zip(shown, guard, strict=True)))
 
         window = FINE_WINDOW * base.voxel_size
         for level, level_values in finer:

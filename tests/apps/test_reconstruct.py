@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 from box_world import NUM_FRAMES, box_frame, box_walk, error_of
-from evoworld.world import Memory
 from PIL import Image
 
 from evoworld.apps.measure import measure
 from evoworld.apps.reconstruct import reconstruct
 from evoworld.cli import main
 from evoworld.data import read_capture
+from evoworld.world import Memory
 
 
 def test_reconstruct_writes_a_world_the_table_and_the_numbers(capture_folder, tmp_path, capsys):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from box_world import CAMERA, HALF_SIZE, box_frame, box_walk, error_of
-from evoworld.world import Memory
 from PIL import Image
 
 from evoworld.apps.render import camera_of, short_walk, walk_radius
 from evoworld.cli import main
 from evoworld.data import read_capture, write_capture
 from evoworld.geometry import Panorama, Pinhole
+from evoworld.world import Memory
 
 av = pytest.importorskip("av")
 
