@@ -125,7 +125,7 @@ def backend_rows() -> list[Row]:
             ops_by_reason.setdefault(reason and reason.removeprefix(f"{op} "), []).append(op)
         for reason, ops in ops_by_reason.items():
             which = "all ops" if len(ops) == len(OPS) else ", ".join(ops)
-            rows.append((name, f"not for {which}: {reason}" if reason else f"for {which}"))
+            rows.append((name, f"unavailable for {which}: {reason}" if reason else f"serves {which}"))
     return rows
 
 
