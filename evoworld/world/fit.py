@@ -123,6 +123,7 @@ def _loss(
     solid = torch.isfinite(distance) & (distance > 0)
     known = solid & (shown.seen > 0)
     feature_error = 0.5 * (shown.mean[known, :-1] - features[known]).square()
-    depth_error = ((shown.distance - distance).abs() / distance)[known].clamp_max(1.0)
+    true = distance[known]  # taken before the division: a distance of 0 elsewhere would make gradients NaN
+    depth_error = ((shown.distance[known] - true).abs() / true).clamp_max(1.0)
     loss = feature_error.sum() + DEPTH_LOSS * depth_error.sum() + OPACITY_LOSS * shown.opacity[~solid].sum()
     return loss, shown.mean[known, -1].sum()

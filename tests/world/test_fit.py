@@ -79,6 +79,19 @@ def test_a_fitted_memory_goes_on_observing(frames):
     assert torch.isfinite(view.features).all() and view.visibility.min() > 0.5
 
 
+def test_frames_with_sky_leave_everything_finite(frames):
+    open_frames = [(image, depth.clone(), pose, camera) for image, depth, pose, camera in frames[:4]]
+    for _, depth, _, _ in open_frames:
+        depth[:16] = 0.0
+    memory = remembered(open_frames)
+    before = depth_error(memory, frames[0])
+    memory.fit(open_frames, 4)
+    for level in memory.levels:
+        assert torch.isfinite(level.sums).all() and torch.isfinite(level.distance_sum).all()
+    assert torch.isfinite(memory.query(CAMERA, frames[0][2]).features).all()
+    assert depth_error(memory, frames[0]) < 1.1 * before
+
+
 def test_bad_input_is_refused(frames):
     memory = remembered(frames[:1])
     with pytest.raises(ValueError, match="frames: expected at least one"):
