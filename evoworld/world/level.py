@@ -109,11 +109,11 @@ class Level:
             "distance_weight": self.distance_weight,
         }
 
-    def restore(self, tensors: dict[str, Tensor], reach: float) -> None:
+    def restore(self, tensors: dict[str, Tensor], reach: float, dense_reach: float) -> None:
         """Takes over what `tensors` gave."""
         self.grid = SparseGrid.from_bricks(tensors["brick_coordinates"], self.voxel_size, self.grid.origin)
         self._storage = [tensors[name] for name in ("sums", "weight", "distance_sum", "distance_weight")]
-        self.reach = reach
+        self.reach, self.dense_reach = reach, dense_reach
         self._density = None
 
     def observe(

@@ -92,8 +92,7 @@ def load_world(path: str | os.PathLike, device: torch.device | str = "cpu") -> M
         ]
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         for i, (level, reach, dense_reach) in enumerate(zip(memory.levels, *reaches, strict=True)):
-            level.restore({name: tensors[f"level{i}.{name}"] for name in level.tensors()}, reach)
-            level.dense_reach = dense_reach
+            level.restore({name: tensors[f"level{i}.{name}"] for name in level.tensors()}, reach, dense_reach)
         memory.background.sums, memory.poses = tensors["background.sums"], tensors["poses"]
     return memory
 
