@@ -22,7 +22,7 @@ test: lint
 lint: native
 	ruff check
 	ruff format --check
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs clang-format --dry-run -Werror
+	find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs clang-format --dry-run -Werror
 
 # Without a compiler there is nothing to rebuild, and the reference serves the ops.
 native: setup

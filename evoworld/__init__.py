@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from .ops.backend import backend
 
 __version__ = "0.1.0"
+
+if not (Path(__file__).parent / "kernels").is_dir():  # the source tree, where kernels/ lies beside the package
+    __path__.append(str(Path(__file__).resolve().parent.parent))
 
 __all__ = ["__version__", "backend", "data", "evaluation", "geometry", "ops", "reference", "world"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -40,9 +41,22 @@ def left_out() -> list[str]:
     return notes.read_text().splitlines() if notes.is_file() else []
 
 
-@cache
 def missing(name: str) -> str | None:
-    """Loads the library ``cpu`` or ``cuda`` if not tried before: None when it is loaded, otherwise what is missing."""
+    """None where the library ``cpu`` or ``cuda`` can serve ops on this machine, otherwise what is missing."""
+    reason = not_loaded(name)
+    if reason is None and name == "cuda":
+        devices = range(torch.cuda.device_count())
+        reasons = [not_built_for(index) for index in devices]
+        return None if None in reasons else reasons[torch.cuda.current_device()]
+    return reason
+
+
+@cache
+def not_loaded(name: str) -> str | None:
+    """Loads the library ``cpu`` or ``cuda`` if not tried before: None when it is loaded, otherwise why it is not.
+
+    Does not initialise CUDA, which a process may want to do after it has forked.
+    """
     file = path(name)
     if file is None:
         return f"switched off by {VARIABLE}=none"
@@ -58,16 +72,56 @@ def missing(name: str) -> str | None:
     return None
 
 
+@cache
+def not_built_for(device_index: int) -> str | None:
+    """None where the loaded CUDA library has code for a CUDA device, otherwise what it has code for instead."""
+    architectures = fact("cuda", "evoworld_cuda_architectures")
+    return lacking(architectures.split(), torch.cuda.get_device_capability(device_index))
+
+
+def lacking(
+    architectures: list[str],  # such as ["8.0", "9.0a", "12.0+PTX"], as in EVOWORLD_CUDA_ARCHS
+    capability: tuple[int, int],  # a card's compute capability
+) -> str | None:
+    """None where one of the architectures serves a card, otherwise one line for its owner.
+
+    Machine code of X.Y runs on cards X.Z with Z >= Y, of X.Ya on X.Y alone; PTX is compiled for any card from X.Y on.
+
+    Example:
+        >>> lacking(["8.0", "12.0+PTX"], (8, 6)), lacking(["8.0", "12.0+PTX"], (13, 0))
+        (None, None)
+        >>> lacking(["9.0a"], (10, 0))
+        'built for compute capability 9.0a, this card has 10.0; install evoworld again with EVOWORLD_CUDA_ARCHS=10.0'
+    """
+    major, minor = capability
+    for architecture in architectures:
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", architecture)
+        if match is None:
+            raise ValueError(f"architectures: expected entries such as 9.0a or 12.0+PTX, got {architecture!r}")
+        built = int(match[1]), int(match[2])
+        if match[3] == "a":
+            serves = capability == built
+        else:
+            serves = major == built[0] and minor >= built[1]
+            serves = serves or (bool(match[4]) and not match[3] and capability >= built)
+        if serves:
+            return None
+    return (
+        f"built for compute capability {', '.join(architectures)}, this card has {major}.{minor}; "
+        f"install evoworld again with EVOWORLD_CUDA_ARCHS={major}.{minor}"
+    )
+
+
 def load() -> None:
     """Loads every library that can be loaded. Called after the schemas of the ops are defined."""
     for name in LIBRARIES:
-        missing(name)
+        not_loaded(name)
 
 
 @cache
 def function(name: str, symbol: str) -> Callable | None:
     """An ``extern "C"`` function of a loaded library; None where library or function is not there."""
-    if missing(name) is not None:
+    if not_loaded(name) is not None:
         return None
     return getattr(ctypes.CDLL(str(path(name))), symbol, None)
 

@@ -69,7 +69,9 @@ def library_rows() -> list[Row]:
         reason = _native.missing(name)
         fact = _native.fact(name, facts[name])
         text = f"loaded, {labels[name]}: {fact}" if fact else "loaded"
-        rows.append((f"libevoworld_{name}", f"not loaded: {reason}" if reason else text))
+        if reason:
+            text = f"{'not loaded' if _native.not_loaded(name) else 'loaded, cannot be used'}: {reason}"
+        rows.append((f"libevoworld_{name}", text))
     return rows
 
 
@@ -115,16 +117,19 @@ def op_rows() -> list[Row]:
 
 def backend_rows() -> list[Row]:
     """A row for each backend: the ops it serves, and for the others the reason."""
-    from .ops.backend import BACKENDS, OPS, available
+    from .ops.backend import BACKENDS, OPS, WITHOUT_KERNELS, available
 
     rows = []
     for name in BACKENDS:
         ops_by_reason: dict[str | None, list[str]] = {}
         for op in OPS:
-            reason = available(op)[name]
-            ops_by_reason.setdefault(reason and reason.removeprefix(f"{op} "), []).append(op)
+            ops_by_reason.setdefault(available(op)[name], []).append(op)
         for reason, ops in ops_by_reason.items():
             which = "all ops" if len(ops) == len(OPS) else ", ".join(ops)
+            borrowed = [op for op in ops if (op, name) in WITHOUT_KERNELS]
+            if borrowed and not reason:
+                own = ", ".join(op for op in ops if op not in borrowed)
+                which = f"{own}; {', '.join(borrowed)} by plain PyTorch"
             rows.append((name, f"unavailable for {which}: {reason}" if reason else f"serves {which}"))
     return rows
 

@@ -22,13 +22,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from . import reference
-from .geometry import Panorama, SparseGrid
+from . import _native, reference
+from .geometry import SparseGrid
 from .ops.backend import available
-from .reference.sparse_grid import cell_corners, lattice_coordinates
+from .ops.library import triton_interprets
+from .testing_scene import (
+    ROOM,
+    cell_is_clear,
+    chosen_rays,
+    density_of,
+    distance_to_wall,
+    grid_of,
+    is_clear,
+    place,
+    rays_of,
+)
 
 Arguments = dict[str, object]
-ROOM = (3.0, 2.6, 2.2)  # metres
 _REFERENCE_FACTOR = 2.0
 _ROUNDINGS = 8.0
 
@@ -44,7 +54,9 @@ class Case:
     voxel_size: float = 0.21
     room_at: tuple[float, float, float] = (-1.31, -1.07, -0.93)  # its lowest corner, metres
     origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    rays: str = "panorama"  # see _rays()
+    rays: str = "panorama"  # see rays_of()
+    image_width: int = 0
+    misaligned: bool = False  # features begin one element into their memory, as a slice's may
     grid: str = "room"  # "room", "patch" (one spot of a wall) or "empty"
 
     def generator(self) -> torch.Generator:
@@ -65,8 +77,8 @@ class ScatterCase(Case):
     def build(self) -> Arguments:
         """The op's arguments by name."""
         draw = self.generator()
-        grid = _grid(self)
-        origins, directions = _rays(self, draw)
+        grid = grid_of(self)
+        origins, directions = rays_of(self, draw)
         depth = distance_to_wall(self, origins, directions)
         if self.depths == "anywhere":
             depth = depth * (0.2 + torch.rand(depth.shape, generator=draw))
@@ -77,19 +89,18 @@ class ScatterCase(Case):
             bad = torch.tensor([0.0, -1.0, float("inf"), -float("inf"), float("nan")])
             depth[: bad.shape[0]] = bad
             features[: bad.shape[0]] = float("nan")  # what no depth goes with may be anything
-        if self.rays != "axes":
-            clear = (~torch.isfinite(depth)[:, None] | _cell_is_clear(grid, origins, directions, depth[:, None])).all(
-                -1
-            )
-            origins, directions, depth, features = (x[clear] for x in (origins, directions, depth, features))
-        n = min(self.num_rays, depth.shape[0])
+        clear = ~torch.isfinite(depth) | cell_is_clear(grid, origins, directions, depth[:, None])[:, 0]
+        chosen = chosen_rays(self, clear)
+        origins, directions, depth, features = (x[chosen] for x in (origins, directions, depth, features))
+        weight = 2 * torch.rand(depth.shape[0], generator=draw) - 0.3 if self.weights else None
         return {
-            "features": features[:n].to(self.dtype),
-            "depth": depth[:n],
-            "origins": origins[:n],
-            "directions": directions[:n],
+            "features": place(self, features),
+            "depth": depth,
+            "origins": origins,
+            "directions": directions,
             "grid": grid,
-            "weight": 2 * torch.rand(n, generator=draw) - 0.3 if self.weights else None,
+            "weight": weight,
+            "image_width": self.image_width,
         }
 
 
@@ -98,7 +109,7 @@ class RenderCase(Case):
     """A call of `volume_render`."""
 
     op: ClassVar[str] = "volume_render"
-    density: str = "cloud"  # see _density()
+    density: str = "cloud"  # see density_of()
     near: float = 0.1
     far: float = 4.9
     step: float = 0.11
@@ -108,13 +119,13 @@ class RenderCase(Case):
     def build(self) -> Arguments:
         """The op's arguments by name."""
         draw = self.generator()
-        grid = _grid(self)
-        origins, directions = _rays(self, draw)
+        grid = grid_of(self)
+        origins, directions = rays_of(self, draw)
         jitter = torch.rand(origins.shape[0], generator=draw) if self.jitter else None
         features = torch.randn(grid.num_voxels, self.channels, generator=draw)
         arguments = {
-            "features": features.to(self.dtype),
-            "density": _density(self, grid, draw),
+            "features": place(self, features),
+            "density": density_of(self, grid, draw),
             "origins": origins,
             "directions": directions,
             "grid": grid,
@@ -124,11 +135,11 @@ class RenderCase(Case):
             "min_transmittance": self.min_transmittance,
             "jitter": jitter,
         }
-        clear = torch.ones(origins.shape[0], dtype=torch.bool) if self.rays == "axes" else _is_clear(**arguments)
+        chosen = chosen_rays(self, is_clear(**arguments))
         for name in ("origins", "directions", "jitter"):
             if arguments[name] is not None:
-                arguments[name] = arguments[name][clear][: self.num_rays]
-        return arguments
+                arguments[name] = arguments[name][chosen]
+        return {**arguments, "image_width": self.image_width}
 
 
 def _cases(base: Case, *variants: dict) -> dict[str, Case]:
@@ -136,10 +147,17 @@ def _cases(base: Case, *variants: dict) -> dict[str, Case]:
 
 
 _SHARED = (
-    *({"name": f"channels_{channels}", "channels": channels} for channels in (1, 3, 4, 8, 16, 17, 32)),
-    {"name": "half_3", "dtype": torch.float16},
-    {"name": "half_16", "dtype": torch.float16, "channels": 16},
-    {"name": "bfloat16_17", "dtype": torch.bfloat16, "channels": 17},
+    *({"name": f"channels_{channels}", "channels": channels} for channels in (1, 2, 3, 4, 6, 8, 16, 17, 32, 64, 65)),
+    *({"name": f"half_{channels}", "channels": channels, "dtype": torch.float16} for channels in (3, 4, 16, 32, 64)),
+    *({"name": f"bfloat16_{channels}", "channels": channels, "dtype": torch.bfloat16} for channels in (8, 17, 64)),
+    {"name": "misaligned", "channels": 4, "misaligned": True},
+    {"name": "misaligned_half", "channels": 8, "dtype": torch.float16, "misaligned": True},
+    {"name": "image", "rays": "image", "image_width": 40, "num_rays": 320, "channels": 4},
+    {"name": "image_of_odd_width", "rays": "image", "image_width": 37, "num_rays": 301},
+    {"name": "image_narrower_than_a_tile", "rays": "image", "image_width": 5, "num_rays": 97},
+    {"name": "image_width_beyond_the_rays", "image_width": 1 << 40},
+    {"name": "image_width_of_no_image", "image_width": 20, "num_rays": 97},
+    {"name": "uneven_rays", "rays": "uneven", "num_rays": 97},
     {"name": "poles", "rays": "poles"},
     {"name": "seam", "rays": "seam"},
     {"name": "zero_components", "rays": "axes", "voxel_size": 0.25, "room_at": (-1.5, -1.25, -1.0)},
@@ -181,119 +199,21 @@ RENDER_CASES: dict[str, RenderCase] = _cases(
     {"name": "holes", "density": "holes", "channels": 8},
     {"name": "coarse_step", "step": 0.9, "jitter": True},
     {"name": "fine_step", "step": 0.013, "num_rays": 17},
+    {"name": "rays_of_uneven_length", "rays": "uneven", "num_rays": 97, "jitter": True, "density": "opaque"},
+    {"name": "many_rays", "num_rays": 1203, "channels": 4, "step": 0.19},
     {"name": "far_is_near", "near": 2.0, "far": 2.0},
     {"name": "starts_beyond", "near": 20.0, "far": 25.0},
 )
 
 
-def distance_to_wall(
-    case: Case,
-    origins: Tensor,  # [R, 3]
-    directions: Tensor,  # [R, 3]
-) -> Tensor:  # [R]
-    """Distance at which each ray leaves the case's room, metres."""
-    low = torch.tensor(case.room_at)
-    planes = torch.where(directions > 0, low + torch.tensor(ROOM), low)
-    distances = torch.where(directions == 0, float("inf"), (planes - origins) / directions)
-    return distances.amin(-1)
-
-
-def _panorama(case: Case, height: int) -> tuple[Tensor, Tensor]:  # [R, 3], [R, 3]
-    directions = Panorama(height, 2 * height).directions(torch.float32, "cpu")
-    directions = directions[:, [2, 0, 1]] * torch.tensor(
-        [1.0, -1.0, -1.0]
-    )  # camera axes to a level camera in the world
-    return case.eye().expand_as(directions).contiguous(), directions
-
-
-def _grid(case: Case) -> SparseGrid:
-    if case.grid == "empty":
-        return SparseGrid(case.voxel_size, case.origin)
-    origins, directions = _panorama(case, 31)
-    points = origins + distance_to_wall(case, origins, directions)[:, None] * directions
-    if case.grid == "patch":
-        points = points[directions[:, 0] > 0.9]
-    return SparseGrid.from_points(points, case.voxel_size, case.origin)
-
-
-def _rays(case: Case, draw: torch.Generator) -> tuple[Tensor, Tensor]:  # [R', 3], [R', 3]
-    """More rays than the case wants (some will be dropped), in random order, of the kind it names."""
-    if case.num_rays == 0:
-        return torch.zeros(0, 3), torch.zeros(0, 3)
-    origins, directions = _panorama(case, 17 if case.num_rays < 400 else 61)
-    if case.rays == "axes":
-        signs = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 3)
-        directions = signs[signs.abs().sum(-1) > 0].repeat(2, 1)  # not all unit: what is exact matters here
-        origins = ((case.eye() * 8).round() / 8).expand_as(directions).clone()
-        origins[26:] += 0.0625
-        return origins, directions
-    if case.rays == "poles":
-        tilt = torch.linspace(0, 0.02, directions.shape[0])[:, None]
-        directions = torch.cat([tilt * directions[:, :2], directions[:, 2:].sign()], dim=-1)
-    elif case.rays == "seam":
-        nudge = torch.linspace(-1e-3, 1e-3, directions.shape[0])
-        lift = torch.linspace(-0.6, 0.6, directions.shape[0]).roll(7)
-        directions = torch.stack([-torch.ones_like(nudge), nudge, lift], dim=-1)
-    elif case.rays == "outside":
-        origins = origins - 3.1 * directions
-    elif case.rays == "away":
-        origins = origins + 5.0 * directions
-    directions = torch.nn.functional.normalize(directions, dim=-1)
-    order = torch.randperm(directions.shape[0], generator=draw)
-    return origins[order].contiguous(), directions[order].contiguous()
-
-
-def _density(case: RenderCase, grid: SparseGrid, draw: torch.Generator) -> Tensor:  # [V] 1/m
-    noise = torch.rand(grid.num_voxels, generator=draw)
-    if case.density == "zero":
-        return torch.zeros_like(noise)
-    if case.density == "opaque":
-        beyond = grid.voxel_positions()[:, 0] > case.eye()[0]
-        return torch.where(beyond, 1e3, 6 * noise)  # alpha rounds to 1 on one side of the room
-    if case.density == "dense":
-        return 120 * noise  # one sample takes most of the light, not all
-    if case.density == "thin":
-        return 1e-3 * noise
-    if case.density == "signed":
-        return 3 * noise - 1
-    if case.density == "holes":
-        return torch.where(noise < 0.7, 0, 9 * noise)
-    return 6 * noise
-
-
-def _cell_is_clear(
-    grid: SparseGrid,
-    origins: Tensor,  # [R, 3]
-    directions: Tensor,  # [R, 3]
-    t: Tensor,  # [R, K]
-) -> Tensor:  # [R, K] bool
-    """Whether a sample stays in its cell when everything about it is rounded to float32."""
-    o, d, t = origins.double()[:, None], directions.double()[:, None], t.double()
-    g, base = lattice_coordinates(o, d, t, grid), lattice_coordinates(o, d, torch.zeros_like(t), grid)
-    rounding = 4 * torch.finfo(torch.float32).eps * (g.abs() + 2 * base.abs())
-    return ((g - g.round()).abs() > rounding).all(-1)
-
-
-def _is_clear(
-    features, density, origins, directions, grid, near, far, step, min_transmittance, jitter
-) -> Tensor:  # [R]
-    """Whether a ray's samples stay in their cells, before ``far`` and above ``min_transmittance`` in float32."""
-    jitter = torch.full((origins.shape[0], 1), 0.5) if jitter is None else jitter[:, None]
-    t = near + (torch.arange(int((far - near) / step) + 2) + jitter.double()) * step
-    rows, weights = cell_corners(
-        lattice_coordinates(origins.double()[:, None], directions.double()[:, None], t, grid), grid
-    )
-    sigma = (weights * torch.cat([density, density.new_zeros(1)]).double()[rows]).sum(-1)
-    transmittance = torch.exp(-step * sigma.cumsum(-1))
-    clear = _cell_is_clear(grid, origins, directions, t) & ((t - far).abs() > 1e-5 * far)
-    if min_transmittance > 0:
-        clear &= (transmittance / min_transmittance - 1).abs() > 1e-4
-    return clear.all(-1)
+def under_simt() -> bool:
+    """Whether backend ``cpu`` is the CUDA kernels, executed on the CPU: a library that only tests build."""
+    return _native.fact("cpu", "evoworld_simt") is not None
 
 
 def backends(op: str) -> list[tuple[str, str]]:
     """Each backend that can serve the op here, with a device for its tensors."""
-    devices = {"cuda": "cuda", "triton": "cuda"}
+    devices = {"cuda": "cuda", "triton": "cpu" if triton_interprets() else "cuda"}
     return [(name, devices.get(name, "cpu")) for name, missing in available(op).items() if missing is None]
 
 
@@ -305,16 +225,13 @@ def evaluate(
 ) -> dict[str, Tensor]:
     """Outputs (``0``, ``1``, ...) of an op and gradients (``d_<argument>``), for fixed upstream gradients."""
     moved = {
-        name: value.to(device) if isinstance(value, (Tensor, SparseGrid)) else value
+        name: _moved(value, device, dtype) if isinstance(value, (Tensor, SparseGrid)) else value
         for name, value in arguments.items()
     }
-    leaves = {}
-    for name, value in moved.items():
-        if isinstance(value, Tensor) and name != "jitter":
-            leaves[name] = value.detach().to(dtype or value.dtype, copy=True).requires_grad_()
-        elif isinstance(value, Tensor):
-            moved[name] = value.to(dtype or value.dtype)
-    outputs = op(**{**moved, **leaves})
+    leaves = {
+        name: value.requires_grad_() for name, value in moved.items() if isinstance(value, Tensor) and name != "jitter"
+    }
+    outputs = op(**moved)
     draw = torch.Generator().manual_seed(0)
     # Eighths are exact in every dtype.
     upstream = [(torch.randint(-8, 9, x.shape, generator=draw) / 8).to(x) for x in outputs]
@@ -323,6 +240,26 @@ def evaluate(
     results = {str(i): x.detach() for i, x in enumerate(outputs)}
     results.update({f"d_{name}": x for name, x in zip(leaves, gradients, strict=True)})
     return {name: x.cpu() for name, x in results.items()}
+
+
+def on_device(arguments: Arguments, device: torch.device | str) -> Arguments:
+    """The arguments with their tensors and grid on a device."""
+    return {
+        name: value.to(device) if isinstance(value, (Tensor, SparseGrid)) else value
+        for name, value in arguments.items()
+    }
+
+
+def _moved(value: Tensor | SparseGrid, device: torch.device | str, dtype: torch.dtype | None) -> Tensor | SparseGrid:
+    """The grid, or a copy of the tensor that is aligned alike, on a device."""
+    if isinstance(value, SparseGrid):
+        return value.to(device)
+    value = value.detach()
+    if not value.is_contiguous():
+        return value.to(device=device, dtype=dtype, copy=True)
+    first = value.storage_offset()
+    memory = torch.empty(first + value.numel(), dtype=dtype or value.dtype, device=device)
+    return memory[first:].view(value.shape).copy_(value)
 
 
 def check_against_reference(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import evoworld
+from benchmarks.gpu.machine_code import find_tool
 from evoworld import _native, info
 from evoworld.ops.backend import OPS
 
@@ -85,16 +86,94 @@ def test_build_facts():
     assert (facts["cuda_compiler"] == "none") == (facts["cuda_architectures"] == "")
 
 
-def test_cuda_library_holds_the_architectures_that_were_asked_for():
+def test_cuda_library_holds_the_architectures_that_it_says():
     library = Path(evoworld.__file__).parent / "lib" / "libevoworld_cuda.so"
     if not library.is_file():
         assert any("cuda" in line or "every native library" in line for line in _native.left_out())
         pytest.skip("libevoworld_cuda was left out of this installation")
     from evoworld._C import build_facts
 
-    numbers = [re.match(r"(\d+)\.(\d)", arch) for arch in build_facts()["cuda_architectures"].split(";")]
-    listed = ",".join(f"{match[1]}{match[2]}0" for match in numbers)
-    assert listed.encode() in library.read_bytes()
+    cuobjdump = find_tool("cuobjdump")
+    if cuobjdump is None:
+        pytest.skip("there is no cuobjdump, which comes with the CUDA toolkit and with triton")
+
+    def listed(kind):
+        lines = subprocess.run([cuobjdump, f"--list-{kind}", library], capture_output=True, text=True).stdout
+        found = re.findall(r"\.sm_(\d+)(\d)([af]?)\.", lines)
+        return {f"{major}.{minor}{suffix}" for major, minor, suffix in found}
+
+    said = build_facts()["cuda_architectures"].split(";")
+    fact = f"{' '.join(said)}\0".encode()  # what evoworld_cuda_architectures() returns
+    assert library.read_bytes().count(fact) == 1
+    assert listed("elf") == {entry.removesuffix("+PTX") for entry in said}
+    assert listed("ptx") == {entry.removesuffix("+PTX") for entry in said if entry.endswith("+PTX")}
+
+
+DEFAULT = "8.0 9.0a 10.0 12.0+PTX"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "served"),
+    [
+        (DEFAULT, (7, 5), False),  # older than all
+        (DEFAULT, (8, 0), True),
+        (DEFAULT, (8, 6), True),  # machine code runs on later cards of the same major version
+        (DEFAULT, (8, 9), True),
+        (DEFAULT, (9, 0), True),
+        (DEFAULT, (10, 0), True),
+        (DEFAULT, (10, 3), True),
+        (DEFAULT, (11, 0), False),  # neither code nor older PTX
+        (DEFAULT, (12, 0), True),
+        (DEFAULT, (12, 1), True),
+        (DEFAULT, (13, 0), True),  # by PTX
+        ("8.0 9.0a 10.0 12.0", (13, 0), False),
+        ("8.6", (8, 0), False),
+        ("9.0", (10, 0), False),
+        ("10.0a", (10, 0), True),
+        ("10.0a", (10, 3), False),  # a: that architecture alone
+        ("10.0f", (10, 3), True),  # f: its family
+        ("10.0f+PTX", (12, 0), False),
+        ("9.0a+PTX", (10, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("8.0+PTX", (7, 5), False),
+    ],
+)
+def test_which_cards_an_architecture_serves(architectures, capability, served):
+    message = _native.lacking(architectures.split(), capability)
+    assert (message is None) == served
+    if not served:
+        number = "{}.{}".format(*capability)
+        assert message.startswith(f"built for compute capability {architectures.replace(' ', ', ')}, this card has")
+        assert f"has {number};" in message and message.endswith(f"EVOWORLD_CUDA_ARCHS={number}")
+
+
+def test_a_card_that_the_cuda_library_was_not_built_for(monkeypatch):
+    """It is loaded, and says what it lacks wherever one asks."""
+    cards = [(7, 5), (9, 0)]
+    monkeypatch.setattr(_native, "not_loaded", lambda name: None)
+    monkeypatch.setattr(_native, "fact", lambda *_: "9.0a")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a card")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: cards[index])
+    _native.not_built_for.cache_clear()
+    try:
+        assert _native.missing("cuda") is None  # the second card is served
+        assert "has 7.5; install evoworld again with EVOWORLD_CUDA_ARCHS=7.5" in _native.not_built_for(0)
+        with evoworld.backend("cuda"), pytest.raises(RuntimeError, match="this card has 7.5"):
+            evoworld.ops.select("voxel_scatter", torch.device("cuda"), torch.float32)
+        with evoworld.backend("cuda"):
+            assert evoworld.ops.select("voxel_scatter", torch.device("cuda:1"), torch.float32) == "cuda"
+        _native.not_built_for.cache_clear()
+        cards.pop()
+        assert "this card has 7.5" in _native.missing("cuda")
+        rows = dict(info.library_rows())
+        assert rows["libevoworld_cuda"].startswith("loaded, cannot be used: built for compute capability 9.0a, this")
+        rows = dict(info.backend_rows())
+        assert rows["cuda"].startswith("unavailable for all ops: built for compute capability 9.0a")
+    finally:
+        _native.not_built_for.cache_clear()
 
 
 def test_one_version():
@@ -103,20 +182,20 @@ def test_one_version():
 
 
 def test_missing_names_the_reason(monkeypatch, tmp_path):
-    _native.missing.cache_clear()
+    _native.not_loaded.cache_clear()
     try:
         monkeypatch.setenv(_native.VARIABLE, "none")
         assert _native.missing("cpu") == "switched off by EVOWORLD_LIBRARY_DIR=none"
-        _native.missing.cache_clear()
+        _native.not_loaded.cache_clear()
         monkeypatch.setenv(_native.VARIABLE, str(tmp_path))
         assert "libevoworld_cpu.so is not there" in _native.missing("cpu")
-        _native.missing.cache_clear()
+        _native.not_loaded.cache_clear()
         (tmp_path / "libevoworld_cpu.so").write_text("not a library")
         assert "libevoworld_cpu.so does not load" in _native.missing("cpu")
         if not torch.cuda.is_available():
             assert re.search("built without CUDA|sees no CUDA device", _native.missing("cuda"))
     finally:
-        _native.missing.cache_clear()
+        _native.not_loaded.cache_clear()
     with pytest.raises(ValueError, match="expected one of cpu, cuda, got 'gpu'"):
         _native.path("gpu")
 
@@ -126,6 +205,13 @@ def test_ops_work_without_native_libraries():
     environment = {**os.environ, _native.VARIABLE: "none"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "reference"
+
+
+def test_a_clone_that_is_not_installed_has_the_triton_kernels():
+    code = "import evoworld.kernels; print(evoworld.kernels.__file__)"
+    # -S: without the site-packages, and so without this environment's installation.
+    result = subprocess.run([sys.executable, "-S", "-c", code], cwd=SOURCE, capture_output=True, text=True, check=True)
+    assert Path(result.stdout.strip()) == SOURCE / "kernels" / "__init__.py"
 
 
 # ---- what the build says when something is not there ----
@@ -216,6 +302,13 @@ def test_info_says_what_serves_each_op_and_why():
         assert re.search(
             r"^  libevoworld_cuda +not loaded: torch .* (built without CUDA|sees no CUDA device)", report, re.M
         )
+
+
+def test_info_names_the_ops_that_a_backend_leaves_to_plain_pytorch(monkeypatch):
+    monkeypatch.setattr(sys.modules["evoworld.ops.backend"], "_missing", lambda name: None)
+    rows = dict(info.backend_rows())
+    assert rows["triton"] == "serves voxel_scatter, volume_render; sparse_grid by plain PyTorch"
+    assert rows["cuda"] == "serves all ops"
 
 
 def test_info_says_how_to_get_a_missing_extra(monkeypatch):

@@ -56,6 +56,19 @@ def test_nan_and_other_dtypes_are_caught():
         check_against_reference(widened, SCATTER_CASES["channels_3"])
 
 
+def test_misaligned_features_stay_so():
+    seen = []
+
+    def op(**arguments):
+        seen.append(arguments["features"].data_ptr() % 16)
+        return reference.voxel_scatter(**arguments)
+
+    check_against_reference(op, SCATTER_CASES["misaligned"])
+    check_against_reference(op, SCATTER_CASES["misaligned_half"])
+    check_against_reference(op, SCATTER_CASES["channels_4"])
+    assert seen == [4, 2, 0]
+
+
 @pytest.mark.parametrize("case", [*SCATTER_CASES.values(), *RENDER_CASES.values()], ids=lambda c: f"{c.op}-{c.name}")
 def test_cases_have_what_their_names_say(case):
     first, second = case.build(), case.build()
@@ -68,6 +81,13 @@ def test_cases_have_what_their_names_say(case):
     assert (first["grid"].num_bricks == 0) == (case.grid == "empty")
     if case.rays == "axes":
         assert (first["directions"] == 0).any(-1).sum() > 30
+    if case.rays == "image":
+        repeated = (first["directions"][1:] == first["directions"][:-1]).all(-1).sum()
+        assert repeated < case.num_rays // 10
+        beside = (first["directions"][1:] * first["directions"][:-1]).sum(-1)  # cosines of pixels side by side
+        in_row = torch.arange(1, case.num_rays) % case.image_width != 0
+        assert beside[in_row].min() > 0.998 > beside[~in_row].max()
+    assert (first["features"].data_ptr() % 16 != 0) == case.misaligned or not first["features"].numel()
     if case.name == "several_pages":
         directory = first["grid"].directory
         assert (directory >= 0).sum() > 20 and (directory[1:-1, 1:-1, 1:-1] < 0).any()  # a room of pages, hollow inside

@@ -155,6 +155,17 @@ EW_HD CellPoint cell_point(const LatticeLine& line, float t) {
 // Lattice coordinates beyond this cannot be cells of any grid (the directory is far smaller) and would overflow int32.
 constexpr float kMaxLattice = 1.0e9f;
 
+// The cell of a point, or false for one that is not finite or beyond any grid: floor((p - origin) / voxel_size),
+// rounded after either operation.
+EW_HD bool point_cell(const GridView& grid, Float3 point, Int3& cell) {
+  const float size = grid.voxel_size;
+  const float x = (point.x - grid.origin.x) / size, y = (point.y - grid.origin.y) / size,
+              z = (point.z - grid.origin.z) / size;
+  if (!(fabsf(x) < kMaxLattice && fabsf(y) < kMaxLattice && fabsf(z) < kMaxLattice)) return false;
+  cell = {static_cast<int32_t>(floorf(x)), static_cast<int32_t>(floorf(y)), static_cast<int32_t>(floorf(z))};
+  return true;
+}
+
 EW_HD bool point_in_lattice(const LatticeLine& line, float t) {
   return fabsf(fmaf(t, line.slope.x, line.base.x)) < kMaxLattice &&
          fabsf(fmaf(t, line.slope.y, line.base.y)) < kMaxLattice &&

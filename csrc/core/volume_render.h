@@ -29,6 +29,8 @@ struct RenderInputs {
   int64_t num_channels;
   int64_t num_bricks = 0;                  // M, where it is known
   const uint64_t* dense_points = nullptr;  // [M], bit i: density i of the brick's 64 is not zero; null: read as needed
+  int64_t num_pages = 0;                   // P, where it is known
+  int64_t image_width = 0;  // pixels in a row where the rays are an image's pixels, row by row; 0: unknown
 };
 
 struct RenderOutputs {
@@ -126,6 +128,19 @@ struct RayState {
   }
 };
 
+// Takes the ray past a sample in a cell of the given corner densities. False: the ray is opaque, stop.
+EW_HD bool pass_sample(const MarchParams& march, const float densities[8], float t, Float3 fraction, RayState& state,
+                       float& depth, float& opacity) {
+  const float sigma = trilinear(densities, fraction);
+  if (sigma == 0.0f) return true;
+  float corner_weights[8];
+  trilinear_weights(fraction, corner_weights);
+  const float weight = state.absorb(sigma, march.step, corner_weights);
+  depth = fmaf(weight, t, depth);
+  opacity += weight;
+  return !(state.transmittance < march.min_transmittance);
+}
+
 template <class T, int kChannels>
 struct RenderForward {
   const RenderInputs& in;
@@ -146,14 +161,7 @@ struct RenderForward {
   }
 
   EW_HD bool sample(float t, Float3 fraction) {
-    const float sigma = trilinear(corners.densities, fraction);
-    if (sigma == 0.0f) return true;
-    float corner_weights[8];
-    trilinear_weights(fraction, corner_weights);
-    const float weight = state.absorb(sigma, in.march.step, corner_weights);
-    depth = fmaf(weight, t, depth);
-    opacity += weight;
-    return !(state.transmittance < in.march.min_transmittance);
+    return pass_sample(in.march, corners.densities, t, fraction, state, depth, opacity);
   }
 
   EW_HD void leave() {
@@ -173,6 +181,46 @@ struct RenderForward {
   }
 };
 
+// The gradients of a ray between samples: its own, and those of the current cell.
+struct RayGradients {
+  double remaining = 0.0;               // sum of w_j g_j over the samples not yet passed
+  Float3 d_base = {0.0f, 0.0f, 0.0f};   // by the line's base: lattice units
+  Float3 d_slope = {0.0f, 0.0f, 0.0f};  // by the line's slope
+  RayState state = {};
+  float dots[8] = {};  // d_features . F_c
+  float d_densities[8] = {};
+
+  // Takes the ray past a sample of which d_distance = d_depth t + d_opacity. False: the ray is opaque, stop. dots,
+  // d_densities and state.weights may hold the corners mirrored along some axes: there `mirrored` is 1 - fraction and
+  // `sign` -1.
+  EW_HD bool pass(const MarchParams& march, const float densities[8], float t, float d_distance, Float3 fraction,
+                  Float3 mirrored, Float3 sign, bool wants_ray) {
+    const float sigma = trilinear(densities, fraction);
+    const float gain = trilinear(dots, mirrored) + d_distance;
+    float corner_weights[8];
+    trilinear_weights(mirrored, corner_weights);
+    float weight = 0.0f;
+    if (sigma != 0.0f) {
+      weight = state.absorb(sigma, march.step, corner_weights);
+      remaining -= static_cast<double>(weight) * gain;
+    }
+    // What is left of a float32 total when the light is gone is rounding, which a steep density would multiply.
+    if (state.transmittance < larger(march.min_transmittance, kNoLight)) remaining = 0.0;
+    const float d_sigma = march.step * static_cast<float>(static_cast<double>(state.transmittance) * gain - remaining);
+    for (int i = 0; i < 8; ++i) d_densities[i] = fmaf(corner_weights[i], d_sigma, d_densities[i]);
+    state.touched = true;
+    if (wants_ray) {
+      const Float3 by_density = trilinear_gradient(densities, fraction), by_dot = trilinear_gradient(dots, mirrored);
+      const Float3 d_point = {fmaf(d_sigma, by_density.x, weight * (sign.x * by_dot.x)),
+                              fmaf(d_sigma, by_density.y, weight * (sign.y * by_dot.y)),
+                              fmaf(d_sigma, by_density.z, weight * (sign.z * by_dot.z))};
+      d_base = {d_base.x + d_point.x, d_base.y + d_point.y, d_base.z + d_point.z};
+      d_slope = {fmaf(t, d_point.x, d_slope.x), fmaf(t, d_point.y, d_slope.y), fmaf(t, d_point.z, d_slope.z)};
+    }
+    return !(state.transmittance < march.min_transmittance);
+  }
+};
+
 // `Sink` takes a cell's gradients: void add(const CellCorners& corners, const float weights[8], const float
 // d_density[8]), having been told of its rows by void expect(int64_t row, bool features) when the cell was entered.
 template <class T, int kChannels, class Sink>
@@ -184,14 +232,9 @@ struct RenderBackward {
   const float d_opacity;
   const bool wants_density;  // or the ray's own gradients: samples of zero density matter too
   const bool wants_ray;
-  double remaining;  // sum of w_j g_j over the samples not yet passed
   Sink& sink;
-  Float3 d_base = {0.0f, 0.0f, 0.0f};   // by the line's base: lattice units
-  Float3 d_slope = {0.0f, 0.0f, 0.0f};  // by the line's slope
-  RayState state = {};
+  RayGradients ray;
   CellCorners corners = {};
-  float dots[8] = {};  // d_features . F_c
-  float d_densities[8] = {};
 
   EW_HD uint64_t brick(const int64_t brick_rows[8]) {
     return wants_density ? allocated_cells(brick_rows) : dense_cells(in, brick_rows);
@@ -209,42 +252,20 @@ struct RenderBackward {
     for (int i = 0; i < 8; ++i) sink.expect(corners.rows[i], dense);  // with the above, 6% of the backward
     for (int i = 0; i < 8; ++i) {
       const float product = dot<kChannels>(d_features, features + corners.rows[i] * count, count);
-      dots[i] = corners.allocated[i] ? product : 0.0f;
-      d_densities[i] = 0.0f;
+      ray.dots[i] = corners.allocated[i] ? product : 0.0f;
+      ray.d_densities[i] = 0.0f;
     }
-    state.clear();
+    ray.state.clear();
   }
 
   EW_HD bool sample(float t, Float3 fraction) {
-    const float step = in.march.step;
-    const float sigma = trilinear(corners.densities, fraction);
-    const float gain = trilinear(dots, fraction) + fmaf(d_depth, t, d_opacity);
-    float corner_weights[8];
-    trilinear_weights(fraction, corner_weights);
-    float weight = 0.0f;
-    if (sigma != 0.0f) {
-      weight = state.absorb(sigma, step, corner_weights);
-      remaining -= static_cast<double>(weight) * gain;
-    }
-    // What is left of a float32 total when the light is gone is rounding, which a steep density would multiply.
-    if (state.transmittance < larger(in.march.min_transmittance, kNoLight)) remaining = 0.0;
-    const float d_sigma = step * static_cast<float>(static_cast<double>(state.transmittance) * gain - remaining);
-    for (int i = 0; i < 8; ++i) d_densities[i] = fmaf(corner_weights[i], d_sigma, d_densities[i]);
-    state.touched = true;
-    if (wants_ray) {
-      const Float3 by_density = trilinear_gradient(corners.densities, fraction),
-                   by_dot = trilinear_gradient(dots, fraction);
-      const Float3 d_point = {fmaf(d_sigma, by_density.x, weight * by_dot.x),
-                              fmaf(d_sigma, by_density.y, weight * by_dot.y),
-                              fmaf(d_sigma, by_density.z, weight * by_dot.z)};
-      d_base = {d_base.x + d_point.x, d_base.y + d_point.y, d_base.z + d_point.z};
-      d_slope = {fmaf(t, d_point.x, d_slope.x), fmaf(t, d_point.y, d_slope.y), fmaf(t, d_point.z, d_slope.z)};
-    }
-    return !(state.transmittance < in.march.min_transmittance);
+    constexpr Float3 kSame = {1.0f, 1.0f, 1.0f};
+    const float d_distance = fmaf(d_depth, t, d_opacity);
+    return ray.pass(in.march, corners.densities, t, d_distance, fraction, fraction, kSame, wants_ray);
   }
 
   EW_HD void leave() {
-    if (state.touched) sink.add(corners, state.weights, d_densities);
+    if (ray.state.touched) sink.add(corners, ray.state.weights, ray.d_densities);
   }
 };
 

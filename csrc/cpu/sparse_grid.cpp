@@ -20,16 +20,6 @@ void sort_unique(std::vector<Int3>& values) {
   values.erase(std::unique(values.begin(), values.end(), [](Int3 a, Int3 b) { return same(a, b); }), values.end());
 }
 
-bool point_cell(const GridView& grid, Float3 point, Int3& cell) {
-  const float size = grid.voxel_size;
-  const float x = (point.x - grid.origin.x) / size, y = (point.y - grid.origin.y) / size,
-              z = (point.z - grid.origin.z) / size;
-  if (!(std::fabs(x) < kMaxLattice && std::fabs(y) < kMaxLattice && std::fabs(z) < kMaxLattice)) return false;
-  cell = {static_cast<int32_t>(std::floor(x)), static_cast<int32_t>(std::floor(y)),
-          static_cast<int32_t>(std::floor(z))};
-  return true;
-}
-
 // The page of a brick, or -1 where the directory has none.
 int32_t page_index(const GridView& grid, Int3 brick) {
   const int64_t slot = directory_index(grid, shift_down(brick, kPageShift));

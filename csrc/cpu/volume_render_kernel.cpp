@@ -76,12 +76,12 @@ void backward_rays(const RenderInputs& in, const RenderOutputs& out, const Rende
     RowSink<kChannels> sink{gradients, locks, channels, d_features};
     RenderBackward<T, kChannels, RowSink<kChannels>> visitor{
         in,        channels, d_features, d_out.depth[ray], d_out.opacity[ray], gradients.density != nullptr,
-        wants_ray, total,    sink};
+        wants_ray, sink,     {total}};
     const LatticeLine line = lattice_line(in.grid, load3(in.origins, ray), load3(in.directions, ray));
     march_ray(in.grid, line, in.march, in.jitter != nullptr ? in.jitter[ray] : kMidStep, visitor);
     if (wants_ray) {
-      const float by_base[3] = {visitor.d_base.x, visitor.d_base.y, visitor.d_base.z};
-      const float by_slope[3] = {visitor.d_slope.x, visitor.d_slope.y, visitor.d_slope.z};
+      const float by_base[3] = {visitor.ray.d_base.x, visitor.ray.d_base.y, visitor.ray.d_base.z};
+      const float by_slope[3] = {visitor.ray.d_slope.x, visitor.ray.d_slope.y, visitor.ray.d_slope.z};
       for (int i = 0; i < 3; ++i) {
         gradients.origins[3 * ray + i] = by_base[i] / in.grid.voxel_size;
         gradients.directions[3 * ray + i] = by_slope[i] / in.grid.voxel_size;

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 
 from evoworld import _native
 
+from .library import triton_interprets
+
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 OPS = ("voxel_scatter", "volume_render", "sparse_grid")
+# Backends that serve an op by the reference, on the tensors' device.
+WITHOUT_KERNELS = {("sparse_grid", "triton")}
 VARIABLE = "EVOWORLD_BACKEND"
 
 _requested: ContextVar[str | None] = ContextVar("evoworld_backend", default=None)
@@ -40,37 +46,61 @@ def backend(name: str) -> Iterator[None]:
 
 def available(op: str) -> dict[str, str | None]:
     """For each backend: None where it can serve the op on this machine, otherwise what is missing."""
-    missing_on_gpu = f"{op} has no GPU kernel yet"
-    return {
-        "reference": None,
-        "cpu": _native.missing("cpu"),
-        "cuda": _native.missing("cuda") or missing_on_gpu,
-        "triton": missing_on_gpu,
-    }
+    if op not in OPS:
+        raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
+    return {name: _missing(name) for name in BACKENDS}
 
 
 def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves an op for tensors of this device and dtype.
 
     A request, by ``with evoworld.backend(name)`` or else by ``EVOWORLD_BACKEND``, is never replaced by another backend.
-    Without one, float32 tensors on the CPU go to the native library where it is there; all else goes to the reference.
+    Without one, float32 tensors go to the best backend that is there for their device: on the CPU ``cpu``, on a GPU
+    ``cuda``, else ``triton``. All else goes to the reference. Under ``TRITON_INTERPRET=1`` Triton's kernels run in its
+    interpreter, on the CPU and very slowly, so they serve requests only, then for tensors on the CPU too.
 
     Raises:
         RuntimeError: when the requested backend cannot serve the op.
     """
     name = _requested.get() or os.environ.get(VARIABLE)
     if not name:
-        native = device.type == "cpu" and dtype == torch.float32 and _native.missing("cpu") is None
-        return "cpu" if native else "reference"
+        best = {"cpu": ["cpu"], "cuda": ["cuda"] if triton_interprets() else ["cuda", "triton"]}.get(device.type, [])
+        return next((name for name in best if _unfit(name, device, dtype) is None), "reference")
     _check_name(name, VARIABLE)
-    reason = available(op)[name]
-    if reason is None and name == "cpu" and device.type != "cpu":
-        reason = f"the tensors are on {device}; move them to the CPU"
-    if reason is None and name == "cpu" and dtype != torch.float32:
-        reason = f"it computes in float32, got {dtype}; convert, or ask for backend 'reference'"
+    reason = _unfit(name, device, dtype)
     if reason is not None:
         raise RuntimeError(f"{op}: backend {name!r} was requested and cannot serve it: {reason}")
     return name
+
+
+def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot serve ops on such tensors; None where it can."""
+    reason = _missing(name)
+    if reason is not None or name == "reference":
+        return reason
+    interprets = name == "triton" and triton_interprets()
+    if device.type not in (("cpu", "cuda") if interprets else ("cpu",) if name == "cpu" else ("cuda",)):
+        return f"the tensors are on {device}; move them to {'the CPU' if name == 'cpu' else 'a CUDA device'}"
+    if dtype != torch.float32:
+        return f"it computes in float32, got {dtype}; convert, or ask for backend 'reference'"
+    if name == "cuda":
+        return _native.not_built_for(torch.cuda.current_device() if device.index is None else device.index)
+    return None
+
+
+def _missing(name: str) -> str | None:
+    if name == "reference":
+        return None
+    return _missing_triton(triton_interprets()) if name == "triton" else _native.missing(name)
+
+
+@cache
+def _missing_triton(interprets: bool) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; it comes with torch on GPU machines, or pip install triton"
+    if not interprets and not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+    return None
 
 
 # What torch.compiler.assume_constant_result does, which would import the compiler too: a compiled function

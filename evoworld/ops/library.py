@@ -1,15 +1,74 @@
-"""What the ops share: their torch library, the grid as op arguments, checks at the door."""
+"""What the ops share: their torch libraries, the grid as op arguments, checks at the door."""
 
 from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-# Schemas are defined here, in Python, once; the native libraries only add kernels (and are loaded after the schemas).
-LIBRARY = torch.library.Library("evoworld", "FRAGMENT")
+# Schemas are defined here, in Python, once for each namespace that implements them. To `evoworld` the native libraries,
+# loaded after the schemas, add kernels; to `evoworld_triton` the files of kernels/ do.
+NATIVE = torch.library.Library("evoworld", "FRAGMENT")
+TRITON = torch.library.Library("evoworld_triton", "FRAGMENT")
 
 GRID_SCHEMA = "Tensor directory, Tensor pages, int[] page_origin, float[] grid_origin, float voxel_size"
 STORAGE = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def triton_interprets() -> bool:
+    """Whether Triton kernels run in its interpreter (``TRITON_INTERPRET=1``), which takes tensors on the CPU too."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def define(
+    schema: str,
+    fake: Callable[..., object],
+    backward: Callable[..., tuple[Tensor | None, ...]] | None = None,  # (ops of the namespace, ctx, *gradients)
+    save: Callable[..., None] | None = None,  # (ctx, inputs, output)
+    triton_file: str | None = None,  # the file of kernels/ with a function of the op's name and arguments
+) -> None:
+    """Defines an op, its fake and its autograd rule for the native libraries and, where it has a file, for Triton."""
+    name = schema.partition("(")[0]
+    for library in (NATIVE, TRITON) if triton_file else (NATIVE,):
+        library.define(schema)
+        qualified = f"{library.ns}::{name}"
+        torch.library.register_fake(qualified, fake, lib=library)
+        if backward is not None:
+            rule = partial(backward, getattr(torch.ops, library.ns))
+            torch.library.register_autograd(qualified, rule, setup_context=save, lib=library)
+    if triton_file:
+
+        def run(*arguments):
+            # Loads triton, which nobody pays for before its first op.
+            return getattr(importlib.import_module(f"evoworld.kernels.{triton_file}"), name)(*arguments)
+
+        for key in ("CUDA", "CPU") if triton_interprets() else ("CUDA",):
+            TRITON.impl(name, run, key)
+
+
+def namespace(backend: str) -> object:
+    """The ops of a backend that is not the reference: ``torch.ops.evoworld`` or ``torch.ops.evoworld_triton``."""
+    return torch.ops.evoworld_triton if backend == "triton" else torch.ops.evoworld
+
+
+def alert_not_deterministic(op: str) -> None:
+    """What torch's own operations without a deterministic implementation do: raise, or warn, if one is asked for."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    setting = "True, warn_only=True" if warn_only else "True"
+    message = (
+        f"{op} does not have a deterministic implementation, but you set "
+        f"'torch.use_deterministic_algorithms({setting})'. Backend 'reference' has one."
+    )
+    if not warn_only:
+        raise RuntimeError(message)
+    warnings.warn(message, stacklevel=2)
 
 
 def grid_arguments(grid) -> tuple[Tensor, Tensor, list[int], list[float], float]:
@@ -44,6 +103,11 @@ def check_tensor(
         raise ValueError(f"{op}: {name}: expected {names}, got {str(tensor.dtype).removeprefix('torch.')}")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{op}: {name}: expected device {like.device}, got {tensor.device}")
+
+
+def check_image_width(op: str, image_width: object) -> None:
+    whole = isinstance(image_width, (int, torch.SymInt)) and not isinstance(image_width, bool)
+    check(op, whole and image_width >= 0, "image_width", "an int >= 0", repr(image_width))
 
 
 def check_grid(op: str, grid: object, like: Tensor) -> None:

@@ -12,34 +12,28 @@ from evoworld import reference
 from .backend import select
 from .library import (
     GRID_SCHEMA,
-    LIBRARY,
+    alert_not_deterministic,
     check,
     check_geometry,
     check_grid,
+    check_image_width,
     check_tensor,
+    define,
     grid_arguments,
+    namespace,
     working_dtype,
 )
 
-_MARCH = "float near, float far, float step, float min_transmittance"
+_MARCH = "float near, float far, float step, float min_transmittance, int image_width"
 _INPUTS = f"Tensor features, Tensor density, Tensor origins, Tensor directions, Tensor? jitter, {GRID_SCHEMA}, {_MARCH}"
 _MAX_SAMPLES = 1 << 24  # a ray: larger sample numbers are not exact in float32
 
-LIBRARY.define(f"volume_render({_INPUTS}) -> (Tensor, Tensor, Tensor)")
-LIBRARY.define(
-    "volume_render_backward(Tensor d_features, Tensor d_depth, Tensor d_opacity, Tensor out_features, "
-    f"Tensor out_depth, Tensor out_opacity, {_INPUTS}, bool wants_features, bool wants_density, bool wants_rays, "
-    "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)"
-)
 
-
-@torch.library.register_fake("evoworld::volume_render", lib=LIBRARY)
 def _fake(features, density, origins, *_):
     rays = origins.shape[0]
     return density.new_empty(rays, features.shape[1]), density.new_empty(rays), density.new_empty(rays)
 
 
-@torch.library.register_fake("evoworld::volume_render_backward", lib=LIBRARY)
 def _backward_fake(
     d_features, d_depth, d_opacity, out_features, out_depth, out_opacity, features, density, origins, *rest
 ):
@@ -59,10 +53,13 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(features, density, origins, directions, jitter, directory, pages, *output)
 
 
-def _backward(ctx, d_features, d_depth, d_opacity):
+def _backward(ops, ctx, d_features, d_depth, d_opacity):
     features, density, origins, directions, jitter, directory, pages, *output = ctx.saved_tensors
     wants_features, wants_density, wants_origins, wants_directions = ctx.needs_input_grad[:4]
-    by_features, by_density, by_origins, by_directions = torch.ops.evoworld.volume_render_backward(
+    on_gpu = ops is torch.ops.evoworld_triton or features.device.type == "cuda"
+    if on_gpu and (wants_features or wants_density):  # atomic additions to their rows
+        alert_not_deterministic("volume_render_backward on a GPU")
+    by_features, by_density, by_origins, by_directions = ops.volume_render_backward(
         d_features.contiguous(),
         d_depth.contiguous(),
         d_opacity.contiguous(),
@@ -89,7 +86,14 @@ def _backward(ctx, d_features, d_depth, d_opacity):
     )
 
 
-torch.library.register_autograd("evoworld::volume_render", _backward, setup_context=_save, lib=LIBRARY)
+define(f"volume_render({_INPUTS}) -> (Tensor, Tensor, Tensor)", _fake, _backward, _save, "volume_render")
+define(
+    "volume_render_backward(Tensor d_features, Tensor d_depth, Tensor d_opacity, Tensor out_features, "
+    f"Tensor out_depth, Tensor out_opacity, {_INPUTS}, bool wants_features, bool wants_density, bool wants_rays, "
+    "bool deterministic) -> (Tensor, Tensor, Tensor, Tensor)",
+    _backward_fake,
+    triton_file="volume_render",
+)
 
 
 def volume_render(
@@ -103,6 +107,7 @@ def volume_render(
     step: float,
     min_transmittance: float = 1e-4,
     jitter: Tensor | None = None,  # [R]
+    image_width: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [R, C], [R], [R]
     """Renders a sparse voxel feature grid along rays, front to back.
 
@@ -124,12 +129,15 @@ def volume_render(
         step: metres between samples; half a voxel is a good choice.
         min_transmittance: the ray ends before the first sample with a smaller ``T_k``; 0 never ends it.
         jitter: ``[R]`` position of a ray's samples within their steps, 0 to 1; 0.5 if not given.
+        image_width: where the rays are the pixels of an image, row by row, how many pixels a row has; 0 where they are
+            not. GPU kernels then work on tiles of neighbouring pixels, which is faster; no result depends on it but
+            for the order of sums, and R need not be a multiple of it.
 
     Returns:
         Features ``[R, C]`` in the features' dtype, depth ``[R]`` in metres (not divided by opacity), opacity ``[R]``.
 
     Gradients: to features, density, origins and directions. With ``torch.use_deterministic_algorithms(True)`` the CPU's
-    backward runs on one thread, in a fixed order.
+    backward runs on one thread, in a fixed order; the GPU's raises torch's error.
 
     Raises:
         ValueError: for an argument of another shape, dtype or device, or a march that is not one.
@@ -162,11 +170,13 @@ def volume_render(
     check(op, finite and step > 0, "near, far, step", "numbers, step positive", (near, far, step))
     check(op, 0 <= min_transmittance < 1, "min_transmittance", "0 <= value < 1", min_transmittance)
     check(op, (far - near) / step <= _MAX_SAMPLES, "step", "at most 2^24 steps from near to far", (near, far, step))
+    check_image_width(op, image_width)
     dtype = working_dtype(features, density, origins, directions, jitter)
-    if select(op, features.device, dtype) == "reference":
+    backend = select(op, features.device, dtype)
+    if backend == "reference":
         arguments = (density, origins, directions, grid, near, far, step, min_transmittance, jitter)
         return reference.volume_render(features, *(x.to(dtype) if isinstance(x, Tensor) else x for x in arguments))
-    rendered, depth, opacity = torch.ops.evoworld.volume_render(
+    rendered, depth, opacity = namespace(backend).volume_render(
         features.contiguous(),
         density.contiguous(),
         origins.contiguous(),
@@ -177,5 +187,6 @@ def volume_render(
         float(far),
         float(step),
         float(min_transmittance),
+        image_width,
     )
     return rendered.to(features.dtype), depth, opacity

@@ -24,6 +24,7 @@ def volume_render(
     step: float,  # metres
     min_transmittance: float = 1e-4,
     jitter: Tensor | None = None,  # [R] in steps, default 0.5
+    image_width: int = 0,  # a hint for GPU kernels, no part of the mathematics
 ) -> tuple[Tensor, Tensor, Tensor]:  # [R, C], [R], [R]
     """Features, depth and opacity that each ray gathers on its way through the grid.
 

@@ -15,6 +15,7 @@ def voxel_scatter(
     directions: Tensor,  # [R, 3]
     grid,  # a SparseGrid
     weight: Tensor | None = None,  # [R], default 1
+    image_width: int = 0,  # a hint for GPU kernels, no part of the mathematics
 ) -> tuple[Tensor, Tensor]:  # [V, C], [V]
     """Adds each ray's features to the 8 lattice points around where the ray ends.
 

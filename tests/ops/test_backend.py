@@ -15,7 +15,6 @@ needs_native = pytest.mark.skipif(available("voxel_scatter")["cpu"] is not None,
 def test_automatic_choice():
     assert select("voxel_scatter", CPU, torch.float32) == "cpu"
     assert select("voxel_scatter", CPU, torch.float64) == "reference"
-    assert select("voxel_scatter", torch.device("cuda"), torch.float32) == "reference"
 
 
 @needs_native
@@ -59,7 +58,8 @@ def test_a_request_that_cannot_be_served_says_what_is_missing(op, monkeypatch):
     call, cases = (voxel_scatter, SCATTER_CASES) if op == "voxel_scatter" else (volume_render, RENDER_CASES)
     arguments = cases["channels_3"].build()
     missing = {name: reason for name, reason in available(op).items() if reason is not None}
-    assert missing, "every backend is there: this machine cannot tell"
+    if not missing:
+        pytest.skip("every backend is there: this machine cannot tell")
     for name, reason in missing.items():
         with evoworld.backend(name), pytest.raises(RuntimeError) as raised:
             call(**arguments)
@@ -75,8 +75,6 @@ def test_the_cpu_kernels_are_not_replaced_for_float64():
     wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
     with evoworld.backend("cpu"), pytest.raises(RuntimeError, match=r"float32, got torch\.float64"):
         voxel_scatter(**wide)
-    with pytest.raises(RuntimeError, match="the tensors are on cuda"), evoworld.backend("cpu"):
-        select("voxel_scatter", torch.device("cuda"), torch.float32)
 
 
 def test_unknown_names(monkeypatch):

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from evoworld.testing import backends
+from evoworld.testing import backends, under_simt
 
 pytest.importorskip("resource")
 needs_native = pytest.mark.skipif(("cpu", "cpu") not in backends("volume_render"), reason="no native CPU library")
@@ -52,6 +52,7 @@ print(peak() - before)
 
 
 @needs_native
+@pytest.mark.skipif(under_simt(), reason="the stacks of csrc/simt are larger than what this looks for")
 @pytest.mark.parametrize("script", [RENDER, SCATTER], ids=["volume_render", "voxel_scatter_"])
 def test_peak_memory(script):
     program = textwrap.dedent(PRELUDE + script)

@@ -8,7 +8,8 @@ import torch
 import evoworld
 from evoworld.geometry import Panorama, SparseGrid
 from evoworld.ops import volume_render, voxel_scatter, voxel_scatter_
-from evoworld.testing import RENDER_CASES, SCATTER_CASES, backends, evaluate
+from evoworld.ops.library import triton_interprets
+from evoworld.testing import RENDER_CASES, SCATTER_CASES, backends, evaluate, under_simt
 
 BACKENDS = backends("volume_render")
 needs_native = pytest.mark.skipif(("cpu", "cpu") not in BACKENDS, reason="no native CPU library")
@@ -59,7 +60,8 @@ def test_coordinates_300_m_away(backend, device):
 def test_backends_take_the_same_cells(backend):
     """Close to faces rounding decides the cell. The spelled-out multiply-adds of core/ round as the reference does."""
     draw = torch.Generator().manual_seed(3)
-    count, voxel_size = 50000, 0.1
+    executed = under_simt() or (backend == "triton" and triton_interprets())
+    count, voxel_size = 2000 if executed else 50000, 0.1
     directions = random_directions(count)
     origins = torch.rand(count, 3, generator=draw)
     faces = torch.randint(8, 30, (count,), generator=draw) * voxel_size
@@ -77,7 +79,7 @@ def test_backends_take_the_same_cells(backend):
         expected = evaluate(voxel_scatter, arguments)["d_depth"]
         exact = evaluate(voxel_scatter, arguments, torch.float64)["d_depth"]
     jumps = (expected - exact).abs() > 1e-2  # gradients jump from cell to cell
-    assert jumps.sum() > 1000
+    assert jumps.sum() > count // 50
     assert (found - expected).abs().max() < 1e-2
 
 
@@ -106,7 +108,10 @@ def test_sample_distances_do_not_drift(backend, device):
 @on_every_backend
 @pytest.mark.parametrize("name", ["patch", "several_pages", "far_from_origin", "jitter", "from_outside", "poles"])
 def test_skipping_changes_no_bit(backend, device, name):
-    """Among empty bricks that are allocated, nothing can be skipped; the samples that count must be the very same."""
+    """Among empty bricks that are allocated, nothing can be skipped; the samples that count must be the very same.
+
+    GPU kernels add them up in groups that depend on what was skipped: the last bits of their sums may differ.
+    """
     arguments = RENDER_CASES[name].build()
     grid = arguments["grid"]
     bricks = grid.brick_coordinates
@@ -123,11 +128,14 @@ def test_skipping_changes_no_bit(backend, device, name):
     torch.set_num_threads(1)
     with evoworld.backend(backend):
         expected, found = (evaluate(volume_render, a, device=device) for a in (filled, arguments))
-    rows = grid.num_voxels
-    for output in ("0", "1", "2"):
-        assert torch.equal(found[output], expected[output]), output
-    for gradient in ("d_features", "d_density"):
-        assert torch.equal(found[gradient], expected[gradient][:rows]), gradient
+    for key in ("d_features", "d_density"):
+        expected[key] = expected[key][: grid.num_voxels]
+    for key in ("0", "1", "2", "d_features", "d_density"):
+        if backend == "reference" or (backend == "cpu" and not under_simt()):
+            assert torch.equal(found[key], expected[key]), key
+        else:
+            largest = expected[key].abs().max().item()
+            torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-6 * largest)
 
 
 @on_every_backend

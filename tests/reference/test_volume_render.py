@@ -21,7 +21,7 @@ def in_float64(name, rays=None):
     return arguments
 
 
-def by_loops(features, density, origins, directions, grid, near, far, step, min_transmittance, jitter):
+def by_loops(features, density, origins, directions, grid, near, far, step, min_transmittance, jitter, image_width):
     """One sample and one corner at a time, through a dictionary of bricks."""
     bricks = {tuple(brick): index for index, brick in enumerate(grid.brick_coordinates.tolist())}
     outputs = []

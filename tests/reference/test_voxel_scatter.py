@@ -17,7 +17,7 @@ def in_float64(case):
     return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
 
 
-def by_loops(features, depth, origins, directions, grid, weight):
+def by_loops(features, depth, origins, directions, grid, weight, image_width):
     """One corner at a time, through a dictionary of bricks."""
     bricks = {tuple(brick): index for index, brick in enumerate(grid.brick_coordinates.tolist())}
     feature_sum = [[0.0] * features.shape[1] for _ in range(grid.num_voxels)]
