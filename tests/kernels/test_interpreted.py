@@ -1,0 +1,69 @@
+"""The op tables on Triton's kernels in its interpreter, which needs no GPU: a process of its own, as it is asked for
+by the environment before triton is imported."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evoworld.testing import RENDER_CASES, SCATTER_CASES
+
+pytest.importorskip("triton", reason="triton is not installed; it comes with torch on GPU machines")
+
+SOURCE = Path(__file__).resolve().parents[2]
+AGREES = "test_agrees_with_the_reference[triton-cpu-{}]"
+# Interpreting a case of volume_render takes seconds. These run the same lines as the cases that stay: the interpreter
+# has no vector loads, so that only channels below, at and above a block's, and one of each dtype, are different.
+SAME_LINES = {
+    *(f"channels_{n}" for n in (2, 4, 6, 8, 16, 32, 64)),
+    *(f"half_{n}" for n in (3, 16, 32, 64)),
+    *(f"bfloat16_{n}" for n in (8, 64)),
+    *("misaligned", "misaligned_half", "image_width_beyond_the_rays", "image_width_of_no_image"),
+    *("uneven_rays", "grid_origin", "one_ray", "exact"),
+}
+MANY_SAMPLES = {"fine_step", "many_rays"}  # a minute each
+
+
+def run_interpreted(*tests: str) -> None:
+    """Runs tests, each of which must exist, be run and pass."""
+    environment = {name: value for name, value in os.environ.items() if name != "EVOWORLD_BACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", *tests],
+        cwd=SOURCE,
+        env={**environment, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = done.stdout.splitlines()[-1]
+    assert "skipped" not in summary, summary
+    assert int(re.search(r"(\d+) passed", summary)[1]) >= len(tests), summary
+
+
+def test_voxel_scatter():
+    names = [AGREES.format(name) for name in SCATTER_CASES]
+    names.append("test_in_place_adds_to_what_is_there[triton-cpu]")
+    traps = ["test_coordinates_300_m_away[triton-cpu]", "test_backends_take_the_same_cells[triton]"]
+    run_interpreted(
+        *(f"tests/ops/test_voxel_scatter.py::{name}" for name in names),
+        *(f"tests/ops/test_numerical_traps.py::{name}" for name in traps),
+    )
+
+
+def test_volume_render():
+    unknown = (SAME_LINES | MANY_SAMPLES) - set(RENDER_CASES)
+    assert not unknown, f"no longer in the table: {unknown}"
+    names = [AGREES.format(name) for name in RENDER_CASES if name not in SAME_LINES | MANY_SAMPLES]
+    traps = ["test_alpha_of_thin_media[triton-cpu]", "test_zero_density_has_a_gradient[triton-cpu]"]
+    run_interpreted(
+        *(f"tests/ops/test_volume_render.py::{name}" for name in names),
+        *(f"tests/ops/test_numerical_traps.py::{name}" for name in traps),
+    )
+
+
+def test_what_the_table_does_not_reach():
+    run_interpreted("tests/kernels/test_blocks.py")
