@@ -4,7 +4,7 @@ Every camera works in OpenCV axes (x right, y down, z forward). Pixel (v, u) of 
 (v + 0.5, u + 0.5), so the image covers [0, height] x [0, width]. Rays are row-major over the image.
 
 Tables that depend only on the camera (directions, ray lengths, solid angles) are computed once in float64, rounded,
-and cached; the cached tensors are shared, so treat them as read-only.
+and cached for each device; the cached tensors are shared, so treat them as read-only.
 """
 
 from __future__ import annotations
@@ -86,6 +86,14 @@ class Camera:
     def solid_angle(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> torch.Tensor:
         """Solid angle of every pixel [H, W] in steradians, exact; cached and shared, do not write into it."""
         return _solid_angle(self, dtype, torch.device(device))
+
+    def pixel_angle(self) -> float:
+        """Width of the largest pixel, radians: the root of its solid angle.
+
+        >>> Panorama(180, 360).pixel_angle() < math.radians(1)  # 1 degree wide; the poles' pixels are smaller
+        True
+        """
+        return _pixel_angle(self)
 
     def range_from_depth(
         self,
@@ -335,7 +343,7 @@ def camera_from_config(config: dict[str, Any]) -> Panorama | Pinhole | Cubemap:
 def _directions(camera: Camera, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):  # an inference tensor in the cache would break autograd later
         directions = camera._unscaled_directions().reshape(-1, 3)
-        return torch.nn.functional.normalize(directions, dim=-1).to(device, dtype)
+        return torch.nn.functional.normalize(directions, dim=-1).to(device, dtype, non_blocking=True)
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
@@ -343,13 +351,18 @@ def _ray_lengths(camera: Camera, dtype: torch.dtype, device: torch.device) -> to
     with torch.inference_mode(False):
         if isinstance(camera, Panorama):
             return torch.ones((), dtype=dtype, device=device)
-        return camera._unscaled_directions().norm(dim=-1).to(device, dtype)
+        return camera._unscaled_directions().norm(dim=-1).to(device, dtype, non_blocking=True)
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
 def _solid_angle(camera: Camera, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     with torch.inference_mode(False):
-        return camera._exact_solid_angle().to(device, dtype)
+        return camera._exact_solid_angle().to(device, dtype, non_blocking=True)
+
+
+@lru_cache(maxsize=_CACHED_TABLES)
+def _pixel_angle(camera: Camera) -> float:
+    return camera.solid_angle().max().sqrt().item()
 
 
 def cube_faces(

@@ -22,6 +22,8 @@ from evoworld.reference.sparse_grid import (
     find_rows,
 )
 
+from . import waiting
+
 MAX_DIRECTORY = 1 << 27  # entries (512 MB): an unbounded world, but not one stray point at the end of it
 
 
@@ -202,7 +204,8 @@ class SparseGrid:
         """Appends bricks: first the pages that their active neighbourhood needs, then the bricks themselves."""
         if bricks.shape[0] == 0:
             return
-        self._cover((bricks.amin(0) - 1) >> PAGE_BITS, (bricks.amax(0) >> PAGE_BITS) + 1)
+        corners = torch.stack([(bricks.amin(0) - 1) >> PAGE_BITS, (bricks.amax(0) >> PAGE_BITS) + 1])
+        self._cover(*corners.tolist())
         self._append_pages(bricks)
         first = self.num_bricks
         self._brick_storage = _with_room(self._brick_storage, first, first + bricks.shape[0], fill=0)
@@ -212,13 +215,13 @@ class SparseGrid:
 
     def _cover(
         self,
-        low: Tensor,  # [3] int, first page needed
-        high: Tensor,  # [3] int, one past the last
+        low: list[int],  # [3] first page needed
+        high: list[int],  # [3] one past the last
     ) -> None:
         """Grows the directory to hold the pages from low to high, by half its extent or more where it must grow."""
-        box = needed = list(zip(low.tolist(), high.tolist(), strict=True))
+        box = needed = list(zip(low, high, strict=True))
+        extent = [(a, a + n) for a, n in zip(self.page_origin, self.directory.shape, strict=True)]
         if self.pages.shape[0]:
-            extent = [(a, a + n) for a, n in zip(self.page_origin, self.directory.shape, strict=True)]
             if all(a <= x and y <= b for (a, b), (x, y) in zip(extent, needed, strict=True)):
                 return
             box = [_grow(have, need, padded=True) for have, need in zip(extent, needed, strict=True)]
@@ -230,14 +233,14 @@ class SparseGrid:
                 f"points: expected a world whose box holds at most 2^27 pages, got {metres} m or {_volume(box):.3g} "
                 f"pages at voxel_size {self.voxel_size:g} m; drop the points that are far away or take larger voxels"
             )
-        shape, origin = [b - a for a, b in box], tuple(a for a, _ in box)
-        existing = self.directory >= 0
-        coordinates = existing.nonzero() + torch.tensor(self.page_origin, device=self.device)
-        directory = torch.full(shape, EMPTY, dtype=torch.int32, device=self.device)
-        x, y, z = (coordinates - torch.tensor(origin, device=self.device)).unbind(-1)
-        directory[x, y, z] = self.directory[existing]
-        self.directory, self.page_origin = directory, origin
-        self._lower_distances(coordinates)
+        shape, existing = [b - a for a, b in box], self.directory
+        self.directory = torch.full(shape, EMPTY, dtype=torch.int32, device=self.device)
+        self.page_origin = tuple(a for a, _ in box)
+        if self.pages.shape[0]:
+            inside = [(a - origin, b - origin) for (a, b), origin in zip(extent, self.page_origin, strict=True)]
+            (x0, x1), (y0, y1), (z0, z1) = inside
+            self.directory[x0:x1, y0:y1, z0:z1] = existing
+            self._lower_distances([a for a, _ in inside], [b for _, b in inside])
 
     def _append_pages(
         self,
@@ -249,38 +252,44 @@ class SparseGrid:
         def flat(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
             return (x.long() * ny + y) * nz + z
 
-        home = flat(*((bricks >> PAGE_BITS) - torch.tensor(self.page_origin, device=self.device)).unbind(-1))
+        home = flat(*(page - a for page, a in zip((bricks >> PAGE_BITS).unbind(-1), self.page_origin, strict=True)))
         # A brick makes those one lower active too: in the page below, along each axis on which it is its page's first.
         x, y, z = ((bricks & (PAGE_EDGE - 1)) == 0).long().unbind(-1)
-        kinds = (home * 8 + (x * 4 + y * 2 + z)).unique_consecutive().unique()[:, None]
-        corners = torch.arange(8, device=self.device) & kinds  # of the cell of bricks below, those in other pages
-        place = ((kinds >> 3) - flat(*corner_offsets(self.device).unbind(-1))[corners]).reshape(-1)
-        place = place[self.directory.view(-1)[place] < 0].unique()
-        if place.shape[0] == 0:
+        kinds = home * 8 + (x * 4 + y * 2 + z)
+        if waiting.sizes_are_free(self.device):
+            kinds = kinds.unique_consecutive().unique()
+        corners = torch.arange(8, device=self.device) & kinds[:, None]  # of the cell of bricks below, in other pages
+        place = (kinds[:, None] >> 3) - flat(*corner_offsets(self.device).unbind(-1))[corners]
+        place = place.reshape(-1).sort().values
+        fresh = self.directory.view(-1)[place] < 0
+        fresh[1:] &= place[1:] != place[:-1]
+        where = torch.stack([place // (ny * nz), place // nz % ny, place % nz])
+        low = torch.where(fresh, where, MAX_DIRECTORY).amin(1)
+        high = torch.where(fresh, where, -1).amax(1) + 1
+        count, *box = torch.cat([fresh.sum()[None], low, high]).tolist()
+        if count == 0:
             return
-        first, last = self.pages.shape[0], self.pages.shape[0] + place.shape[0]
+        # As place[fresh], whose length the host would have to ask for again: the others share one spare element.
+        rank = torch.where(fresh, fresh.cumsum(0) - 1, count)
+        place = place.new_empty(count + 1).scatter_(0, rank, place)[:count]
+        first, last = self.pages.shape[0], self.pages.shape[0] + count
         self._page_storage = _with_room(self._page_storage, first, last, fill=EMPTY)
         self.pages = self._page_storage[:last]
-        self.directory.view(-1)[place] = torch.arange(first, last, dtype=torch.int32, device=self.device)
-        coordinates = torch.stack([place // (ny * nz), place // nz % ny, place % nz], dim=-1)
-        self._lower_distances(coordinates + torch.tensor(self.page_origin, device=self.device))
+        index = torch.arange(first, last, dtype=torch.int32, device=self.device)
+        self.directory.view(-1).index_copy_(0, place, index)
+        self._lower_distances(box[:3], box[3:])
 
     def _lower_distances(
         self,
-        page_coordinates: Tensor,  # [N, 3] int64
+        low: list[int],  # [3]
+        high: list[int],  # [3]
     ) -> None:
-        """Lowers the directory's distances to what they are with the given pages, in the box that these can reach."""
-        if page_coordinates.shape[0] == 0:
-            return
-        place = page_coordinates - torch.tensor(self.page_origin, device=self.device)
+        """Lowers the directory's distances to what they are with the pages from low to high, places in it."""
         reach = MAX_DISTANCE - 1
-        low = [max(x - reach, 0) for x in place.amin(0).tolist()]
-        high = [min(x + reach + 1, n) for x, n in zip(place.amax(0).tolist(), self.directory.shape, strict=True)]
+        low = [max(x - reach, 0) for x in low]
+        high = [min(x + reach, n) for x, n in zip(high, self.directory.shape, strict=True)]
         box = self.directory[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-        occupied = torch.zeros(box.shape, dtype=torch.bool, device=self.device)
-        x, y, z = (place - torch.tensor(low, device=self.device)).unbind(-1)
-        occupied[x, y, z] = True
-        torch.maximum(box, -1 - chebyshev_distance(occupied), out=box)
+        torch.maximum(box, -1 - chebyshev_distance(box >= 0), out=box)
 
 
 def _ops():

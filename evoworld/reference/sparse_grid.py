@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EDGE = 4  # lattice points a brick along each axis: half the memory and half the samples per ray of 8
@@ -42,6 +43,8 @@ def chebyshev_distance(
     >>> chebyshev_distance(torch.tensor([[[True, False, False]]])).tolist()
     [[[0, 1, 2]]]
     """
+    if occupied.device.type != "cpu":
+        return _chebyshev_distance_by_pooling(occupied)
     reached = occupied.to(torch.uint8)
     times_reached = reached.clone()
     for _ in range(MAX_DISTANCE - 1):
@@ -52,6 +55,18 @@ def chebyshev_distance(
             reached = grown
         times_reached += reached
     return MAX_DISTANCE - times_reached.to(torch.int32)
+
+
+def _chebyshev_distance_by_pooling(
+    occupied: Tensor,  # [..., X, Y, Z] bool
+) -> Tensor:  # [..., X, Y, Z] int32
+    """The same in a quarter of the operations, each of them dearer: what a GPU wants."""
+    reached = occupied.reshape(-1, *occupied.shape[-3:]).float()
+    times_reached = reached
+    for _ in range(MAX_DISTANCE - 1):
+        reached = F.max_pool3d(reached, 3, stride=1, padding=1)
+        times_reached = times_reached + reached
+    return (MAX_DISTANCE - times_reached).to(torch.int32).view(occupied.shape)
 
 
 def find_pages(

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from evoworld.geometry import Panorama
 
+from .selection import Selection
+
 MIN_WEIGHT = 1e-12  # steradians
 HOLE_LEVELS = 3  # halvings of the resolution at which directions between those seen are looked up
 
@@ -45,20 +47,34 @@ class Background:
     ) -> tuple[Tensor, Tensor]:  # [R, C], [R]
         """Features in the directions, and 1 where any were seen there (0 elsewhere)."""
         mean = directions.new_zeros(directions.shape[0], self.sums.shape[-1] - 1)
-        seen = directions.new_zeros(directions.shape[0])
-        sums = self.sums
+        seen = torch.zeros_like(directions[:, 0])
+        if self.sums.numel() == 0:
+            return mean, seen
+        place = Panorama(1, 2).project(_camera_axes(directions))  # u in [0, 2), v in [0, 1]
+        sums = self.sums.permute(2, 0, 1)[None]  # [1, C + 1, Hb, 2 Hb]
         for _ in range(HOLE_LEVELS + 1):
-            left = (seen == 0).nonzero()[:, 0]
-            if left.numel() == 0 or sums.shape[0] < 2:
+            left = Selection(seen == 0)
+            if left.empty or sums.shape[2] < 2:
                 break
-            rows, shares = _corners(directions[left], *sums.shape[:2])
-            flat = sums.reshape(-1, sums.shape[-1])
-            total = sum(flat[row] * share[:, None] for row, share in zip(rows, shares, strict=True))
+            total = _bilinear(sums, left.take(place))
             weight = total[:, -1:]
-            mean[left] = total[:, :-1] / weight.clamp_min(MIN_WEIGHT)
-            seen[left] = (weight[:, 0] > MIN_WEIGHT).to(mean.dtype)
-            sums = F.avg_pool2d(sums.permute(2, 0, 1), 2).permute(1, 2, 0)
+            mean = left.put(mean, total[:, :-1] / weight.clamp_min(MIN_WEIGHT))
+            seen = left.put(seen, (weight[:, 0] > MIN_WEIGHT).to(seen.dtype))
+            sums = F.avg_pool2d(sums, 2)
         return mean, seen
+
+
+def _bilinear(
+    image: Tensor,  # [1, C, H, W]
+    place: Tensor,  # [R, 2] from 0 to 2 over the columns, from 0 to 1 over the rows
+) -> Tensor:  # [R, C]
+    """A panorama's values between the centres of its pixels; wraps at the seam."""
+    wide = torch.cat([image[..., -1:], image, image[..., :1]], dim=-1)
+    width = image.shape[-1]
+    u, v = place.unbind(-1)
+    grid = torch.stack([(u * width + 2) / (width + 2) - 1, 2 * v - 1], dim=-1)  # -1 to 1 over all pixels of `wide`
+    values = F.grid_sample(wide, grid[None, None], "bilinear", "border", align_corners=False)
+    return values[0, :, 0].T.contiguous()
 
 
 def _corners(directions: Tensor, height: int, width: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from evoworld.geometry import SparseGrid
+from evoworld.geometry.sparse_grid import PAGE_EDGE
 from evoworld.ops import volume_render, voxel_scatter_
+
+from .selection import Selection
 
 STEPS_PER_VOXEL = 2  # samples along a ray
 OPTICAL_DEPTH_PER_VOXEL = 8.0  # of solid matter: half the light is gone within a tenth of a voxel of the surface
@@ -28,10 +33,11 @@ class Rays(NamedTuple):
     directions: Tensor  # [R, 3] unit
     distance: Tensor  # [R] metres to what was seen; NaN: nothing to record
     weight: Tensor  # [R] steradians
+    image_width: int = 0  # pixels in a row where they are an image's pixels, row by row; 0: they are not
 
-    def select(self, kept: Tensor) -> Rays:
-        """The rays of indices."""
-        return Rays(*(part[kept] for part in self))
+    def select(self, rays: Selection) -> Rays:
+        """Some of them; where all are kept, the others have to be told apart by the caller."""
+        return Rays(*map(rays.take, self[:4]), rays.image_width(self.image_width))
 
 
 class Shown(NamedTuple):
@@ -46,8 +52,9 @@ class Shown(NamedTuple):
 class LevelValues(NamedTuple):
     """What a level renders."""
 
-    sums: Tensor  # [V, C + 1] features times weight, and weight
+    sums: Tensor  # [V, padding + C + 1] features times weight, and weight
     density: Tensor  # [V] per metre
+    padding: int = 0  # channels before them that mean nothing
 
 
 class Level:
@@ -71,8 +78,9 @@ class Level:
         self.footprints = footprints  # voxels: smallest and largest size of a pixel at the surface that the level takes
         self.reach = 0.0  # metres: the largest distance that was observed into this level
         self.dense_reach = 0.0  # metres: up to here pixels were no larger than a voxel, so that surfaces have no holes
+        self.padding = row_padding(feature_dim + 1, device)
         self._storage = [
-            torch.zeros(0, feature_dim + 1, device=device),
+            torch.zeros(0, self.padding + feature_dim + 1, device=device),
             torch.zeros(0, device=device),
             torch.zeros(0, 1, device=device),
             torch.zeros(0, device=device),
@@ -85,7 +93,7 @@ class Level:
 
     @property
     def sums(self) -> Tensor:  # [V, C + 1]
-        return self._storage[0][: self.grid.num_voxels]
+        return self._storage[0][: self.grid.num_voxels, self.padding :]
 
     @property
     def weight(self) -> Tensor:  # [V]
@@ -112,85 +120,94 @@ class Level:
     def restore(self, tensors: dict[str, Tensor], reach: float, dense_reach: float) -> None:
         """Takes over what `tensors` gave."""
         self.grid = SparseGrid.from_bricks(tensors["brick_coordinates"], self.voxel_size, self.grid.origin)
-        self._storage = [tensors[name] for name in ("sums", "weight", "distance_sum", "distance_weight")]
+        sums = F.pad(tensors["sums"], (self.padding, 0)) if self.padding else tensors["sums"]
+        self._storage = [sums, *(tensors[name] for name in ("weight", "distance_sum", "distance_weight"))]
         self.reach, self.dense_reach = reach, dense_reach
         self._density = None
+
+    def fitting(
+        self,
+        distance: Tensor,  # [R] metres
+        pixel_angle: float,
+    ) -> Tensor:  # [R] metres
+        """The distances at which pixels, `pixel_angle` radians wide, have a size that the level takes; others NaN."""
+        least, most = (footprint * self.voxel_size / pixel_angle for footprint in self.footprints)
+        return torch.where((distance >= least) & (distance < most), distance, math.nan)
 
     def observe(
         self,
         rays: Rays,
-        features: Tensor,  # [R, C + 1], the last one 1
+        features: Tensor,  # [R, padding + C + 1], the last one 1
         pixel_angle: float,
+        reach: float,
     ) -> None:
-        """Adds the rays whose pixels, `pixel_angle` radians wide, have a size at the surface that the level takes."""
-        least, most = (footprint * self.voxel_size / pixel_angle for footprint in self.footprints)
-        fits = (rays.distance >= least) & (rays.distance < most)
-        distance = torch.where(fits, rays.distance, math.nan)  # which neither the grid nor the scatter takes
-        reach = torch.where(fits, rays.distance, 0.0).max().item()
-        if reach == 0.0:
-            return
+        """Adds rays that are `fitting`, the furthest of which ends `reach` metres away."""
         self.reach = max(self.reach, reach)
         self.dense_reach = max(self.dense_reach, self.voxel_size / pixel_angle)
         offsets = [offset * self.voxel_size for offset in BAND]
-        self.grid.merge(
-            torch.cat([torch.addcmul(rays.origins, rays.directions, (distance + s)[:, None]) for s in offsets])
-        )
+        ends = [torch.addcmul(rays.origins, rays.directions, (rays.distance + s)[:, None]) for s in offsets]
+        self.grid.merge(torch.cat(ends))
         self._make_room()
-        voxel_scatter_(
-            self.sums, self.weight, features, distance, rays.origins, rays.directions, self.grid, rays.weight
-        )
+        self._scatter(self._storage[0][: self.grid.num_voxels], self.weight, features, rays.distance, rays)
         for offset in offsets:
             if offset != 0.0:  # the surface itself: distance 0, with the weight that its features have just added
-                self._record(rays, distance + offset, -offset)
-        self._density = None
+                self._record(rays, rays.distance + offset, torch.full_like(rays.distance, -offset))
 
-    def carve(self, rays: Rays) -> None:
+    def carve(self, rays: Rays, far: float) -> None:
         """Takes back what the rays, which see further, show not to be there.
 
         The level is rendered along the rays; where it stops light well before the distance seen, that place is recorded
         as lying before the surface. A passer-by seen once is gone once a ray has passed there with as much weight.
+        `far`: metres, see `far`.
         """
         if self.grid.num_bricks == 0:
             return
+        values = LevelValues(self.weight[:, None], self.density())
         shown = self.render(
-            rays.origins, rays.directions, self.weight[:, None], self.density(), min_transmittance=CARVE_TRANSMITTANCE
+            rays.origins, rays.directions, values, NEAR, far, CARVE_TRANSMITTANCE, image_width=rays.image_width
         )
         margin = 2.0 * self.voxel_size + 0.02 * shown.distance
-        wrong = ((shown.opacity > 0.5) & (shown.distance + margin < rays.distance)).nonzero()[:, 0]
-        self.clear(rays.select(wrong), shown.distance[wrong])
+        wrong = Selection((shown.opacity > 0.5) & (shown.distance + margin < rays.distance))
+        self.clear(rays.select(wrong), wrong.take(shown.distance, math.nan))
 
     def clear(self, rays: Rays, at: Tensor) -> None:
         """Records that the rays passed freely `at` metres from their origins: that place lies before the surface."""
-        if at.numel():
+        if at.numel() and self.grid.num_bricks:
+            before = torch.full_like(at, self.voxel_size)
             for offset in BAND:
-                self._record(rays, at + offset * self.voxel_size, self.voxel_size)
+                self._record(rays, at + offset * self.voxel_size, before)
 
     def render(
         self,
         origins: Tensor,  # [R, 3]
         directions: Tensor,  # [R, 3]
-        sums: Tensor,  # [V, C + 1]
-        density: Tensor,  # [V]
-        near: float = NEAR,
-        far: float = math.inf,
+        values: LevelValues,
+        near: float,
+        far: float,
         min_transmittance: float = 1e-3,
+        image_width: int = 0,
     ) -> Shown:
         """Renders values of the level's lattice points along rays, from `near` to `far` metres."""
         features, distance, opacity = volume_render(
-            sums,
-            density,
+            values.sums,
+            values.density,
             origins,
             directions,
             self.grid,
             near,
-            far if math.isfinite(far) else self._far(origins),
+            far,
             self.voxel_size / STEPS_PER_VOXEL,
             min_transmittance,
+            image_width=image_width,
         )
         weight = features[:, -1:]
-        mean = features[:, :-1] / weight.clamp_min(MIN_WEIGHT)
+        mean = features[:, values.padding : -1] / weight.clamp_min(MIN_WEIGHT)
         distance = distance / opacity.clamp_min(1e-6) - LAG * self.voxel_size
         return Shown(mean, distance.clamp_min(0.0), opacity, (weight[:, 0] > 0).to(opacity.dtype))
+
+    def values(self) -> LevelValues:
+        """What `render` shows of what was observed."""
+        return LevelValues(self._storage[0][: self.grid.num_voxels], self.density(), self.padding)
 
     def surface_distance(self) -> Tensor:  # [V] metres
         """Average signed distance of the lattice points to the surface, positive before it; infinite where unknown."""
@@ -214,13 +231,24 @@ class Level:
         self.distance_sum[:, 0] = torch.where(weight > MIN_WEIGHT, distance * weight, 0.0)
         self._density = None
 
-    def _record(self, rays: Rays, at: Tensor, signed_distance: float) -> None:
-        """Adds a signed distance at the points `at` metres along the rays."""
-        value = torch.full_like(at, signed_distance)[:, None]
-        voxel_scatter_(
-            self.distance_sum, self.distance_weight, value, at, rays.origins, rays.directions, self.grid, rays.weight
-        )
+    def _record(self, rays: Rays, at: Tensor, signed_distance: Tensor) -> None:
+        """Adds signed distances [R] at the points `at` [R] metres along the rays."""
+        self._scatter(self.distance_sum, self.distance_weight, signed_distance[:, None], at, rays)
         self._density = None
+
+    def _scatter(self, sums: Tensor, weights: Tensor, values: Tensor, at: Tensor, rays: Rays) -> None:
+        """Adds values to sums around the points `at` metres along the rays; NaN adds nothing."""
+        voxel_scatter_(
+            sums,
+            weights,
+            values,
+            at,
+            rays.origins,
+            rays.directions,
+            self.grid,
+            rays.weight,
+            image_width=rays.image_width,
+        )
 
     def _make_room(self) -> None:
         needed = self.grid.num_voxels
@@ -231,16 +259,26 @@ class Level:
             self._storage[i] = old.new_zeros(capacity, *old.shape[1:])
             self._storage[i][: old.shape[0]] = old
 
-    def _far(self, origins: Tensor) -> float:
-        """A distance beyond everything in the grid, for rays that start at the origins."""
-        bricks, edge = self.grid.brick_coordinates, self.grid.edge * self.voxel_size
-        if bricks.shape[0] == 0 or origins.shape[0] == 0:
+    def far(self, low: Sequence[float], high: Sequence[float]) -> float:
+        """A distance beyond everything in the grid, for rays that start in the box from `low` to `high`, metres.
+
+        From the table's extent, which the host knows: its bricks' would have to be asked for.
+        """
+        if self.grid.num_bricks == 0:
             return NEAR
-        if origins.stride(0) == 0:  # one camera's rays
-            origins = origins[:1]
-        low, high = bricks.amin(0) * edge, (bricks.amax(0) + 1) * edge
-        reach = torch.maximum((origins - low).abs().amax(0), (origins - high).abs().amax(0))
-        return reach.norm().item() + self.voxel_size
+        page = PAGE_EDGE * self.grid.edge * self.voxel_size
+        reach = [
+            max((first + count) * page - start, stop - first * page)
+            for first, count, start, stop in zip(
+                self.grid.page_origin, self.grid.directory.shape, low, high, strict=True
+            )
+        ]
+        return math.hypot(*(max(x, 0.0) for x in reach)) + self.voxel_size
+
+
+def row_padding(channels: int, device: torch.device | str) -> int:
+    """How many floats to put before rows of so many, so that GPUs load and add them 16 bytes at a time."""
+    return 0 if torch.device(device).type == "cpu" else -channels % 4
 
 
 def density_of_distance(

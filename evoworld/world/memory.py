@@ -16,7 +16,8 @@ from evoworld.geometry import Camera, Panorama, SparseGrid, check_pose
 from evoworld.ops.threads import kernels_only
 
 from .background import Background
-from .level import Level, LevelValues, Rays, Shown
+from .level import NEAR, Level, LevelValues, Rays, Shown
+from .selection import Selection
 
 CARVE_STRIDE = 2  # free space is checked with every second ray of every second row
 CLOSED = 0.999  # opacity from which the sky behind is not looked up
@@ -125,7 +126,7 @@ class Memory:
             features: what was seen, such as colours in 0..1; floating point.
             depth: metres as the camera gives them (panorama: along the ray, pinhole: along its axis); values that are
                 not positive and finite mean that nothing is there.
-            camera_to_world: rigid, OpenCV axes.
+            camera_to_world: rigid, OpenCV axes; on the memory's device or on the CPU.
             camera: of the frame's size.
 
         Raises:
@@ -133,29 +134,44 @@ class Memory:
                 not rigid; the memory is then unchanged.
         """
         self._check_frame(features, depth, camera_to_world, camera)
-        origins, directions = camera.rays(camera_to_world.float())
-        distance = camera.range_from_depth(depth.float())
-        seen = torch.isfinite(distance) & (distance > 0)
-        weight = camera.solid_angle().to(self.device, torch.float32)
-        values = torch.cat([features.float(), torch.ones(*depth.shape, 1, device=self.device)], dim=-1).flatten(0, 1)
-        nearest = _nearest_around(torch.where(seen, distance, math.inf), isinstance(camera, Panorama)).flatten()
-        pixel_angle = weight.max().sqrt().item()
-        surface = Rays(origins, directions, torch.where(seen, distance, math.nan).flatten(), weight.flatten())
-        passes = torch.where(seen, distance, math.inf).flatten()  # how far space is free
+        distance = camera.range_from_depth(depth.float()).flatten()
+        nothing = ~(torch.isfinite(distance) & (distance > 0))
+        distance = torch.where(nothing, math.inf, distance)  # how far space is free
+        pixel_angle = camera.pixel_angle()
+        fitting = [level.fitting(distance, pixel_angle) for level in self.levels]
+        # All that the host must know of the frame before it grows the levels, in one look at the device.
+        facts = [features.isfinite().all(), nothing.any(), *(fits.nan_to_num(0.0).amax() for fits in fitting)]
+        pose = camera_to_world.to(self.device, torch.float64, non_blocking=True)
+        facts = torch.cat([pose.flatten(), torch.stack([fact.double() for fact in facts])]).cpu()
+        check_pose(facts[:16].view(4, 4))
+        finite, has_sky, *reaches = facts[16:].tolist()
+        if not finite:
+            raise ValueError("features: expected finite values, got NaN or infinity")
+        centre = facts[3:12:4].tolist()
 
-        free = torch.arange(depth.numel(), device=self.device).view(depth.shape)
-        free = surface._replace(distance=passes, weight=surface.weight * CARVE_STRIDE**2).select(
-            free[::CARVE_STRIDE, ::CARVE_STRIDE].flatten()
-        )
-        for level in self.levels:
+        camera_to_world = camera_to_world.to(self.device, torch.float32, non_blocking=True)
+        origins, directions = camera.rays(camera_to_world)
+        weight = camera.solid_angle(torch.float32, self.device)
+        shape, padding = depth.shape, self.levels[0].padding
+        empty, ones = (x(*shape, n, device=self.device) for x, n in ((torch.zeros, padding), (torch.ones, 1)))
+        values = torch.cat([empty, features.float(), ones], dim=-1).flatten(0, 1)
+        nearest = _nearest_around(distance.view(shape), isinstance(camera, Panorama)).flatten()
+        surface = Rays(origins, directions, distance, weight.flatten(), camera.width)
+        free = Rays(*(_thin(part.unflatten(0, shape)) for part in surface[:4]), -(-camera.width // CARVE_STRIDE))
+        free = free._replace(weight=free.weight * CARVE_STRIDE**2)
+        for level, fits, reach in zip(self.levels, fitting, reaches, strict=True):
             if level.voxel_size >= self.voxel_size:  # finer levels are only looked at near the base's surface
-                level.carve(free)
-            level.observe(surface, values, pixel_angle)
-            edge = (passes > nearest + 2 * level.voxel_size).nonzero()[:, 0]
-            level.clear(surface.select(edge), nearest[edge])
-        sky = (~seen).flatten().nonzero()[:, 0]
-        self.background.observe(directions[sky], values[sky], surface.weight[sky], camera.height)
-        self.poses = torch.cat([self.poses, camera_to_world.float()[None]])
+                level.carve(free, level.far(centre, centre))
+            if reach > 0:
+                level.observe(surface._replace(distance=fits), values, pixel_angle, reach)
+            edge = Selection(distance > nearest + 2 * level.voxel_size)
+            level.clear(surface.select(edge), edge.take(nearest, math.nan))
+        if has_sky:
+            sky = Selection(nothing)
+            self.background.observe(
+                sky.take(directions), sky.take(values[:, padding:]), sky.take(surface.weight, 0.0), camera.height
+            )
+        self.poses = torch.cat([self.poses, camera_to_world[None]])
 
     @torch.no_grad()
     @kernels_only()
@@ -164,7 +180,7 @@ class Memory:
 
         Args:
             camera: of any kind and size.
-            camera_to_world: `[4, 4]`, rigid, OpenCV axes.
+            camera_to_world: `[4, 4]`, rigid, OpenCV axes; on the CPU the query never waits for a GPU.
             background: show the sky where nothing solid is.
 
         Returns:
@@ -173,19 +189,22 @@ class Memory:
         Raises:
             ValueError: for a pose that is not rigid or not finite.
         """
-        check_pose(camera_to_world)
-        origins, directions = camera.rays(camera_to_world.to(self.device, torch.float32))
-        shown = self.render(origins, directions)
+        pose = camera_to_world.detach().cpu() if isinstance(camera_to_world, Tensor) else camera_to_world
+        check_pose(pose)
+        if pose.ndim != 2:
+            raise ValueError(f"camera_to_world: expected one pose [4, 4], got {list(pose.shape)}")
+        origins, directions = camera.rays(camera_to_world.to(self.device, torch.float32, non_blocking=True))
+        shown = self.render(origins, directions, centre=pose[:3, 3].tolist(), image_width=camera.width)
         mean, visibility = shown.mean, shown.opacity * shown.seen
         if background:
-            open_rays = (shown.opacity < CLOSED).nonzero()[:, 0]
-            sky, sky_seen = self.background.sample(directions[open_rays])
-            behind = (1 - shown.opacity[open_rays]) * sky_seen
-            front = visibility[open_rays]
+            open_rays = Selection(shown.opacity < CLOSED)
+            sky, sky_seen = self.background.sample(open_rays.take(directions))
+            behind = (1 - open_rays.take(shown.opacity)) * sky_seen
+            front = open_rays.take(visibility)
             total = front + behind
-            blend = front[:, None] * mean[open_rays] + behind[:, None] * sky
-            mean[open_rays] = blend / total.clamp_min(1e-6)[:, None]
-            visibility[open_rays] = total
+            blend = front[:, None] * open_rays.take(mean) + behind[:, None] * sky
+            mean = open_rays.put(mean, blend / total.clamp_min(1e-6)[:, None])
+            visibility = open_rays.put(visibility, total)
         shape = (camera.height, camera.width)
         depth = torch.where(shown.opacity > SOLID, shown.distance, 0.0)
         return View(mean.view(*shape, -1), depth.view(shape), shown.opacity.view(shape), visibility.view(shape))
@@ -214,42 +233,68 @@ class Memory:
 
         fit(self, frames, steps, progress)
 
-    def render(self, origins: Tensor, directions: Tensor, values: Sequence[LevelValues] | None = None) -> Shown:
+    def render(
+        self,
+        origins: Tensor,  # [R, 3] metres
+        directions: Tensor,  # [R, 3] unit
+        values: Sequence[LevelValues] | None = None,
+        centre: Sequence[float] | None = None,
+        image_width: int = 0,
+    ) -> Shown:
         """All levels along rays: fine around the base's surface if it was seen near, coarse where the base has holes.
 
         Args:
             origins: `[R, 3]` metres.
             directions: `[R, 3]` unit.
             values: what the levels are to hold instead of their own; gradients flow to it.
+            centre: where all rays start, if they all do; spares a look at the origins.
+            image_width: pixels in a row where the rays are an image's pixels, row by row.
         """
-        values = [LevelValues(level.sums, level.density()) for level in self.levels] if values is None else values
+        values = [level.values() for level in self.levels] if values is None else values
         (coarse, coarse_values), (base, base_values), *finer = zip(self.levels, values, strict=True)
-        shown = base.render(origins, directions, *base_values)
+        box = (centre, centre) if centre is not None else _box(origins)
+        shown = base.render(origins, directions, base_values, NEAR, base.far(*box), image_width=image_width)
         distance = torch.where(shown.opacity.detach() > SOLID, shown.distance.detach(), math.inf)
 
         limit = DENSE * base.dense_reach  # up to here the base has no holes
         blank = (shown.opacity > SOLID) & (shown.seen == 0)  # between the features of pixels that lie far apart
-        doubtful = ((distance > limit) | blank).nonzero()[:, 0]
-        if doubtful.numel():
-            guard = coarse.render(origins[doubtful], directions[doubtful], *coarse_values)
-            leaks = (guard.distance > limit) & (guard.distance + 2 * coarse.voxel_size < distance[doubtful])
-            better = (guard.opacity > SOLID) & (leaks | (blank[doubtful] & (guard.seen > 0)))
-            filled = doubtful[better]
-            shown = Shown(*(a.index_copy(0, filled, b[better]) for a, b in zip(shown, guard, strict=True)))
+        doubtful = Selection((distance > limit) | blank)
+        if coarse.grid.num_bricks and not doubtful.empty:
+            guard = coarse.render(
+                doubtful.take(origins, math.nan),
+                doubtful.take(directions),
+                coarse_values,
+                NEAR,
+                coarse.far(*box),
+                image_width=doubtful.image_width(image_width),
+            )
+            leaks = (guard.distance > limit) & (guard.distance + 2 * coarse.voxel_size < doubtful.take(distance))
+            better = (guard.opacity > SOLID) & (leaks | (doubtful.take(blank) & (guard.seen > 0)))
+            pairs = zip(shown, guard, strict=True)
+            shown = Shown(*(doubtful.put(a, _where(better, b, doubtful.take(a))) for a, b in pairs))
 
         window = FINE_WINDOW * base.voxel_size
         for level, level_values in finer:
-            near = (distance < REACH * level.reach).nonzero()[:, 0]
-            if near.numel() == 0:
+            if level.reach == 0.0:
                 continue
-            start = (distance[near] - window).clamp_min(0.0)
-            o, d = origins[near], directions[near]
-            detail = level.render(torch.addcmul(o, d, start[:, None]), d, *level_values, 0.0, 2 * window)
+            near = Selection(distance < REACH * level.reach)
+            if near.empty:
+                continue
+            start = (near.take(distance, 0.0) - window).clamp_min(0.0)
+            d = near.take(directions)
+            detail = level.render(
+                torch.addcmul(near.take(origins, math.nan), d, start[:, None]),
+                d,
+                level_values,
+                0.0,
+                2 * window,
+                image_width=near.image_width(image_width),
+            )
             share = detail.seen * detail.opacity
             shown = shown._replace(
-                mean=shown.mean.index_copy(0, near, torch.lerp(shown.mean[near], detail.mean, share[:, None])),
-                distance=shown.distance.index_copy(
-                    0, near, torch.lerp(shown.distance[near], start + detail.distance, share)
+                mean=near.put(shown.mean, torch.lerp(near.take(shown.mean), detail.mean, share[:, None])),
+                distance=near.put(
+                    shown.distance, torch.lerp(near.take(shown.distance), start + detail.distance, share)
                 ),
             )
         return shown
@@ -265,11 +310,26 @@ class Memory:
                 raise ValueError(
                     f"{name}: expected floating point {list(wanted)}, got {tensor.dtype} {list(tensor.shape)}"
                 )
-            if tensor.device != self.device:
+            anywhere = (self.device, torch.device("cpu")) if tensor is camera_to_world else (self.device,)
+            if tensor.device not in anywhere:
                 raise ValueError(f"{name}: expected device {self.device}, got {tensor.device}")
-        check_pose(camera_to_world)
-        if not torch.isfinite(features).all():
-            raise ValueError("features: expected finite values, got NaN or infinity")
+
+
+def _thin(image: Tensor) -> Tensor:  # [H, W, ...] -> [R, ...]
+    """One pixel in CARVE_STRIDE of one row in CARVE_STRIDE, row by row."""
+    return image[::CARVE_STRIDE, ::CARVE_STRIDE].flatten(0, 1)
+
+
+def _where(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:  # [R], [R, ...], [R, ...] -> [R, ...]
+    return torch.where(mask.view(-1, *[1] * (chosen.ndim - 1)), chosen, other)
+
+
+def _box(points: Tensor) -> tuple[list[float], list[float]]:  # [P, 3]
+    """The lowest and the highest coordinates; zeros if there are no points."""
+    if points.shape[0] == 0:
+        return [0.0] * 3, [0.0] * 3
+    low, high = torch.stack([points.amin(0), points.amax(0)]).tolist()
+    return low, high
 
 
 def _nearest_around(distance: Tensor, wraps: bool) -> Tensor:  # [H, W] -> [H, W]

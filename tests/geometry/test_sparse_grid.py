@@ -8,7 +8,7 @@ import torch
 
 import evoworld
 from evoworld.geometry import SparseGrid
-from evoworld.ops import available
+from evoworld.ops import available, sparse_grid
 
 
 class Model:
@@ -132,6 +132,15 @@ def test_bricks_of_a_point(point, bricks):
     grid = SparseGrid.from_points(torch.tensor([point]), voxel_size=1.0)
     assert grid.brick_coordinates.tolist() == bricks
     check_table(grid)
+
+
+def test_every_point_may_need_8_bricks():
+    """Far more bricks than a frame adds: tables that grow by the need have to."""
+    points = 8.0 * torch.cartesian_prod(*[torch.arange(27)] * 3) + 3.5
+    grid = SparseGrid(1.0)
+    table = (grid.directory, grid.pages, grid.page_origin)
+    bricks = sparse_grid.missing_bricks(points[torch.randperm(27**3)], grid.origin, grid.voxel_size, *table)
+    assert torch.equal(bricks, torch.cartesian_prod(*[torch.arange(54, dtype=torch.int32)] * 3))
 
 
 def test_from_bricks_restores_rows():
