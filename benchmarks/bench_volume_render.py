@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks import peers
 from benchmarks.harness import Check, Contestant, Row, Target, compare, ratio
 from benchmarks.inputs import CHANNELS, VOXEL_SIZE, World
+from benchmarks.work import March, bytes_of_render, count_samples
 from evoworld import ops, reference
 from evoworld.evaluation import depth_metrics
 from evoworld.geometry import Panorama, Pinhole, make_pose
@@ -23,7 +24,6 @@ NUM_POSES = 4
 # Rays on which the reference is run: it holds all samples of a ray.
 CHECKED_RAYS = 512
 TOLERANCE = 1e-3
-MULTIPLY_ADD = 2
 MILLISECONDS_TARGET, BACKWARD_TARGET, OPEN3D_TARGET = 80.0, 2.0, 1.5
 # Open3D's surface is another one than the grid's: it must merely see the same room.
 OPEN3D_ABS_REL = 0.05
@@ -175,26 +175,7 @@ def _named(found) -> dict[str, Tensor]:
 
 
 def _floor(world: World, origins: Tensor, directions: Tensor, num_rays: int) -> tuple[float, float]:
-    """Least bytes and FLOPs of a forward, from where the samples of some rays fall.
-
-    Bytes: the values of the voxels that any sample of those rays needs are not known for all rays, so the grid is
-    counted once: every value read, every ray read and written. FLOPs: 8 multiply-adds for the density of each sample in
-    an active cell in front of the surface, and 8 C more for each whose weight is not zero.
-    """
-    samples = torch.arange(math.ceil((world.far - NEAR) / STEP))
-    t = NEAR + (samples + 0.5) * STEP
-    points = origins[:, None] + t[:, None] * directions[:, None]
-    lattice = ((points - torch.tensor(world.grid.origin)) / VOXEL_SIZE).floor().int()
-    corners = torch.cartesian_prod(*[torch.arange(2, dtype=torch.int32)] * 3)
-    rows = torch.stack([world.grid.lookup(lattice + corner) for corner in corners], dim=-1)
-    allocated = (rows >= 0).any(-1)
-    visible = ((rows >= 0) & (world.density[rows.clamp(min=0)] > 0)).any(-1)
-    found = render(world, origins, directions, op=reference.volume_render)
-    stop = torch.where(found[2] > 0.5, found[1] / found[2].clamp(min=0.5), math.inf)[:, None]
-    before = t < stop + VOXEL_SIZE
-    scale = num_rays / len(origins)
-    density_samples = (allocated & before).sum().item() * scale
-    feature_samples = (visible & before).sum().item() * scale
-    read = world.features.nbytes + world.density.nbytes + num_rays * 24
-    flops = density_samples * 8 * MULTIPLY_ADD + feature_samples * 8 * CHANNELS * MULTIPLY_ADD
-    return read + num_rays * (CHANNELS + 2) * 4, flops
+    """Least bytes and FLOPs of a forward of so many rays, of which some are given."""
+    march = March(world.features, world.density, world.grid, NEAR, world.far, STEP)
+    work = count_samples(march, origins, directions, num_rays)
+    return bytes_of_render(march, num_rays, (CHANNELS + 2) * 4), work.flops(CHANNELS)

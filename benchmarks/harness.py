@@ -15,10 +15,13 @@ from typing import Any
 import torch
 
 Outputs = Mapping[str, torch.Tensor]
+Clock = Callable[[Callable[[Any], Any], Any], float]  # function, argument -> seconds of one call
 
 # Inputs are rotated until together they are this many times the last-level cache.
 CACHE_MULTIPLE = 2
 DEFAULT_CACHE_BYTES = 32 << 20
+FEWEST_RUNS = 3
+LONGEST_COMPLAINT = 300
 
 
 @dataclass(frozen=True)
@@ -99,35 +102,6 @@ class Check:
         return ""
 
 
-def compare(
-    case: str,
-    contestants: Sequence[Contestant],
-    inputs: Sequence[Any],
-    check: Check | Mapping[str, Check],
-    repeats: int,
-) -> dict[str, Row]:
-    """Check every contestant on the first input, then time those that agree, interleaved, rotating the inputs.
-
-    `check` is one for all, or one for each contestant's name where they compute different things. Returns the rows by
-    contestant. The check is the warm-up too: it compiles what is compiled on first use.
-    """
-    if not inputs:
-        raise ValueError(f"{case}: expected at least one input, got none")
-    rows = {c.name: Row(case, c.name, bytes=c.bytes, flops=c.flops, note=c.note) for c in contestants}
-    running = []
-    for contestant in contestants:
-        expected = check if isinstance(check, Check) else check[contestant.name]
-        complaint = expected.complaint(contestant.outputs(contestant.run(inputs[0])))
-        if complaint:
-            rows[contestant.name].refused = complaint
-        else:
-            running.append(contestant)
-    for repeat in range(repeats):
-        for contestant in running:
-            rows[contestant.name].seconds.append(timed(contestant.run, inputs[(repeat + 1) % len(inputs)]))
-    return rows
-
-
 def timed(function: Callable[[Any], Any], argument: Any) -> float:
     """Seconds of one call; the result is released after the clock has stopped."""
     start = time.perf_counter()
@@ -137,6 +111,43 @@ def timed(function: Callable[[Any], Any], argument: Any) -> float:
     return elapsed
 
 
+def compare(
+    case: str,
+    contestants: Sequence[Contestant],
+    inputs: Sequence[Any],
+    check: Check | Mapping[str, Check],
+    repeats: int,
+    clock: Clock = timed,
+    budget: float = math.inf,
+) -> dict[str, Row]:
+    """Check every contestant on the first input, then time those that agree, interleaved, rotating the inputs.
+
+    `check` is one for all, or one for each contestant's name where they compute different things. A contestant whose
+    runs took `budget` seconds together is out, after three. Returns the rows by contestant. The check is the warm-up
+    too: it compiles what is compiled on first use.
+    """
+    if not inputs:
+        raise ValueError(f"{case}: expected at least one input, got none")
+    rows = {c.name: Row(case, c.name, bytes=c.bytes, flops=c.flops, note=c.note) for c in contestants}
+    running = []
+    for contestant in contestants:
+        expected = check if isinstance(check, Check) else check[contestant.name]
+        try:
+            complaint = expected.complaint(contestant.outputs(contestant.run(inputs[0])))
+        except Exception as error:  # a peer that cannot run here is a row that says so
+            complaint = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_COMPLAINT]}"
+        if complaint:
+            rows[contestant.name].refused = complaint
+        else:
+            running.append(contestant)
+    for repeat in range(repeats):
+        for contestant in running:
+            seconds = rows[contestant.name].seconds
+            if len(seconds) < FEWEST_RUNS or sum(seconds) < budget:
+                seconds.append(clock(contestant.run, inputs[(repeat + 1) % len(inputs)]))
+    return rows
+
+
 def ratio(rows: Mapping[str, Row], numerator: str, denominator: str) -> float:
     """Median time of one contestant over another's; NaN when either is absent or was refused."""
     if numerator not in rows or denominator not in rows:
@@ -144,9 +155,10 @@ def ratio(rows: Mapping[str, Row], numerator: str, denominator: str) -> float:
     return rows[numerator].median / rows[denominator].median
 
 
-def inputs_beyond_cache(input_bytes: int, available: int) -> int:
+def inputs_beyond_cache(input_bytes: int, available: int, cache_bytes: int | None = None) -> int:
     """How many inputs to rotate through: enough to pass the last-level cache, at least 2, at most what there is."""
-    wanted = math.ceil(CACHE_MULTIPLE * last_level_cache_bytes() / max(input_bytes, 1))
+    cache_bytes = last_level_cache_bytes() if cache_bytes is None else cache_bytes
+    wanted = math.ceil(CACHE_MULTIPLE * cache_bytes / max(input_bytes, 1))
     return max(min(max(wanted, 2), available), 1)
 
 

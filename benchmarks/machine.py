@@ -5,15 +5,20 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from benchmarks.harness import timed
 
 COPY_FLOATS = 64 << 20  # 256 MiB an array: far beyond any cache
 MATRIX_SIZE = 1536
 CEILING_REPEATS = 5
-PACKAGES = ("torch", "numpy", "warp-lang", "numba", "open3d-cpu")
+COMMIT_VARIABLE = "EVOWORLD_COMMIT"  # says which commit a copy without history is
+PACKAGES = ("torch", "triton", "numpy", "warp-lang", "numba", "open3d-cpu")
 
 
 @dataclass(frozen=True)
@@ -24,17 +29,22 @@ class Ceilings:
     flops_per_second: float
 
 
-def measure_ceilings(scale: float = 1.0) -> Ceilings:
+def measure_ceilings(
+    scale: float = 1.0,
+    matrix_size: int = MATRIX_SIZE,
+    device: str = "cpu",
+    clock: Callable[[Callable[[Any], Any], Any], float] = timed,
+) -> Ceilings:
     """Copy bandwidth (STREAM's copy: bytes read plus bytes written) and multiply-add rate (a float32 matrix product).
 
     `scale` below 1 shrinks both, for a quick look; the best of five counts, as in STREAM.
     """
-    source = torch.ones(max(int(COPY_FLOATS * scale), 1))
+    source = torch.rand(max(int(COPY_FLOATS * scale), 1), device=device)
     target = torch.empty_like(source)
-    seconds = _best(lambda: target.copy_(source))
-    size = max(int(MATRIX_SIZE * scale), 64)
-    matrix, product = torch.rand(size, size), torch.empty(size, size)
-    product_seconds = _best(lambda: torch.mm(matrix, matrix, out=product))
+    seconds = _best(clock, lambda _: target.copy_(source))
+    size = max(int(matrix_size * scale), 64)
+    matrix, product = torch.rand(size, size, device=device), torch.empty(size, size, device=device)
+    product_seconds = _best(clock, lambda _: torch.mm(matrix, matrix, out=product))
     return Ceilings(2 * source.nbytes / seconds, 2 * size**3 / product_seconds)
 
 
@@ -58,14 +68,8 @@ def describe() -> dict[str, str]:
     return facts
 
 
-def _best(function) -> float:
-    function()
-    best = float("inf")
-    for _ in range(CEILING_REPEATS):
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
-    return best
+def _best(clock, function) -> float:
+    return min([clock(function, None) for _ in range(1 + CEILING_REPEATS)][1:])
 
 
 def _processor() -> str:
@@ -87,4 +91,4 @@ def _commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get(COMMIT_VARIABLE, "unknown")

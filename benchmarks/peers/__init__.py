@@ -6,6 +6,7 @@ from types import ModuleType
 HOW_TO_GET = {
     "warp_splat": "pip install warp-lang",
     "numba_splat": "pip install numba",
+    "nerfacc_render": "pip install nerfacc (it compiles itself with nvcc when first used)",
     "open3d_raycast": "pip install open3d-cpu, and the system's libusb-1.0 (apt-get install libusb-1.0-0)",
 }
 

@@ -1,0 +1,39 @@
+"""compute-sanitizer on a small case: accesses out of bounds, races in shared memory, memory that nobody wrote."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from benchmarks.gpu.build import Place
+from benchmarks.gpu.findings import Findings, Table
+from benchmarks.gpu.machine_code import find_tool
+from benchmarks.gpu.stages import NotThere, supervise, tail
+
+OURS = "evoworld"  # part of the names of all of the project's kernels
+FOUND = 66  # the exit code that means errors
+UNSUPPORTED = "Device not supported"
+
+
+def sanitize(place: Place, tool: str, backend: str, limit: float) -> Findings:
+    """Runs one of the sanitizer's tools, without torch's allocator, in whose blocks an overrun would not be seen."""
+    program = find_tool("compute-sanitizer")
+    if program is None:
+        raise NotThere("compute-sanitizer was not found; it comes with the CUDA toolkit")
+    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]
+    # With it, initcheck would not see what torch's kernels write.
+    command += [] if tool == "initcheck" else ["--kernel-name", f"kns={OURS}"]
+    command += [sys.executable, "-m", "benchmarks.gpu.small_case", "--backend", backend]
+    log = place.work / f"{tool}.log"
+    environment = {**place.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    problem = supervise(command, limit, log, place.root, environment)
+    text = log.read_text(errors="replace")
+    if UNSUPPORTED in text:
+        raise NotThere(f"compute-sanitizer does not support this device: {UNSUPPORTED}")
+    summary = re.findall(r"=+ ((?:\w+ )?SUMMARY: .*)", text)
+    verdict = summary[-1] if summary else problem or "no summary"
+    findings = Findings(tables=[Table("compute-sanitizer", ["tool", "result"], [[tool, verdict]])])
+    # Of all kernels, torch's own may read what nobody wrote, and not use it.
+    if problem and (tool != "initcheck" or problem != f"exit code {FOUND}" or f"{OURS}::" in text):
+        findings.failures.append(f"{tool}: {verdict}; {problem}; the end of its output:\n{tail(log)}")
+    return findings
