@@ -74,9 +74,30 @@ def not_loaded(name: str) -> str | None:
 
 @cache
 def not_built_for(device_index: int) -> str | None:
-    """None where the loaded CUDA library has code for a CUDA device, otherwise what it has code for instead."""
+    """None where the loaded CUDA library has code for a CUDA device and its driver, otherwise what it is made for."""
+    old = driver_too_old(int(fact("cuda", "evoworld_cuda_runtime")), torch._C._cuda_getDriverVersion())
+    if old:
+        return old
     architectures = fact("cuda", "evoworld_cuda_architectures")
     return lacking(architectures.split(), torch.cuda.get_device_capability(device_index))
+
+
+def driver_too_old(runtime: int, driver: int) -> str | None:
+    """None where a driver serves a CUDA runtime (13000: 13.0), which it does from its major version on.
+
+    Example:
+        >>> driver_too_old(13000, 13000), driver_too_old(12080, 13000)
+        (None, None)
+        >>> driver_too_old(13000, 12080)
+        'built with CUDA 13.0, the driver is for 12.8; update it, or install evoworld again with the nvcc of CUDA 12'
+    """
+    if driver // 1000 >= runtime // 1000:
+        return None
+    built, there = (f"{version // 1000}.{version % 1000 // 10}" for version in (runtime, driver))
+    return (
+        f"built with CUDA {built}, the driver is for {there}; update it, or install evoworld again with the nvcc of "
+        f"CUDA {driver // 1000}"
+    )
 
 
 def lacking(

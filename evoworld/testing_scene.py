@@ -105,8 +105,8 @@ def place(
     features: Tensor,  # [N, C]
 ) -> Tensor:  # [N, C]
     """The features in the case's dtype and alignment."""
-    memory = torch.empty(features.numel() + 1, dtype=case.dtype)
-    return memory[int(case.misaligned) :][: features.numel()].view(features.shape).copy_(features)
+    memory = torch.empty(case.misaligned + features.numel(), dtype=case.dtype)
+    return memory[case.misaligned :].view(features.shape).copy_(features)
 
 
 def density_of(case: RenderCase, grid: SparseGrid, draw: torch.Generator) -> Tensor:  # [V] 1/m

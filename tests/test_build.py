@@ -151,7 +151,9 @@ def test_a_card_that_the_cuda_library_was_not_built_for(monkeypatch):
     """It is loaded, and says what it lacks wherever one asks."""
     cards = [(7, 5), (9, 0)]
     monkeypatch.setattr(_native, "not_loaded", lambda name: None)
-    monkeypatch.setattr(_native, "fact", lambda *_: "9.0a")
+    facts = {"evoworld_cuda_architectures": "9.0a", "evoworld_cuda_runtime": "13000"}
+    monkeypatch.setattr(_native, "fact", lambda _, symbol: facts.get(symbol))
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a card")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
@@ -165,6 +167,10 @@ def test_a_card_that_the_cuda_library_was_not_built_for(monkeypatch):
             evoworld.ops.select("voxel_scatter", torch.device("cuda"), torch.float32)
         with evoworld.backend("cuda"):
             assert evoworld.ops.select("voxel_scatter", torch.device("cuda:1"), torch.float32) == "cuda"
+        _native.not_built_for.cache_clear()
+        facts["evoworld_cuda_runtime"] = "14010"
+        assert _native.missing("cuda").startswith("built with CUDA 14.1, the driver is for 13.0; update it, or")
+        facts["evoworld_cuda_runtime"] = "13000"
         _native.not_built_for.cache_clear()
         cards.pop()
         assert "this card has 7.5" in _native.missing("cuda")

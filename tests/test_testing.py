@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import evoworld
 from evoworld import reference
 from evoworld.testing import RENDER_CASES, SCATTER_CASES, check_against_reference
 
@@ -65,8 +66,9 @@ def test_misaligned_features_stay_so():
 
     check_against_reference(op, SCATTER_CASES["misaligned"])
     check_against_reference(op, SCATTER_CASES["misaligned_half"])
+    check_against_reference(op, SCATTER_CASES["half_on_8_bytes"])
     check_against_reference(op, SCATTER_CASES["channels_4"])
-    assert seen == [4, 2, 0]
+    assert seen == [4, 2, 8, 0]
 
 
 @pytest.mark.parametrize("case", [*SCATTER_CASES.values(), *RENDER_CASES.values()], ids=lambda c: f"{c.op}-{c.name}")
@@ -87,9 +89,16 @@ def test_cases_have_what_their_names_say(case):
         beside = (first["directions"][1:] * first["directions"][:-1]).sum(-1)  # cosines of pixels side by side
         in_row = torch.arange(1, case.num_rays) % case.image_width != 0
         assert beside[in_row].min() > 0.998 > beside[~in_row].max()
-    assert (first["features"].data_ptr() % 16 != 0) == case.misaligned or not first["features"].numel()
+    assert (first["features"].data_ptr() % 16 != 0) == (case.misaligned > 0) or not first["features"].numel()
     if case.name == "several_pages":
         directory = first["grid"].directory
         assert (directory >= 0).sum() > 20 and (directory[1:-1, 1:-1, 1:-1] < 0).any()  # a room of pages, hollow inside
     if case.name == "negative_coordinates":
         assert first["grid"].brick_coordinates.max() < 0
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_case_is_built_on_the_cpu_whichever_backend_is_asked_for(name):
+    with evoworld.backend(name):
+        for case in (SCATTER_CASES["patch"], RENDER_CASES["jitter"]):
+            assert case.build()["grid"].directory.device.type == "cpu"

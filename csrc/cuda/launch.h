@@ -33,7 +33,9 @@ constexpr int64_t kMaxBlocks = 2147483647;  // of a grid along x
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline void check_cuda(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // the runtime remembers the error, and the next launch would be blamed for it
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 #if defined(EW_SIMT) || defined(__CUDACC__)

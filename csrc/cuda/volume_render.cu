@@ -176,7 +176,8 @@ void forward(const RenderInputs& in, const uint64_t* cells, const RenderOutputs&
              const Stream& stream) {
   const int vector = vector_width<T>(in.features, in.num_channels);
   if (!is_aligned(out.features, 16) || vector == 1) return launch_wide<T, 1>(in, cells, out, tiles, stream);
-  if (in.num_channels * sizeof(T) <= kNarrowRow) {
+  const bool whole = vector * sizeof(T) == 16 || vector == in.num_channels;  // the loads of the kernel for short rows
+  if (whole && in.num_channels * sizeof(T) <= kNarrowRow) {
     if (in.num_channels == 4) return launch_narrow<T, 4>(in, cells, out, tiles, stream);
     if (in.num_channels == 8) return launch_narrow<T, 8>(in, cells, out, tiles, stream);
     if constexpr (sizeof(T) == 2) {

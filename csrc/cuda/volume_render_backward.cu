@@ -61,9 +61,11 @@ __device__ __forceinline__ void corners_from_slots(int mirror, float values[8]) 
   }
 }
 
-// sum_c d_features F_c of the slots of all threads in `here`, to shared.dots: a few lanes to a ray.
+// sum_c d_features F_c of the slots that have `changed`, a bit each, of all threads in `here`, to shared.dots: a few
+// lanes to a ray.
 template <class T, int kVector>
-__device__ __forceinline__ void find_dots(const RenderBackwardArguments& a, unsigned here, BackwardShared& shared) {
+__device__ __forceinline__ void find_dots(const RenderBackwardArguments& a, unsigned here, unsigned changed,
+                                          BackwardShared& shared) {
   const int warp = static_cast<int>(threadIdx.x) - lane_index();
   const int lanes = a.read.lanes, rays = kWarpSize / lanes;
   const int served = lane_index() / lanes, part = lane_index() % lanes;
@@ -72,6 +74,7 @@ __device__ __forceinline__ void find_dots(const RenderBackwardArguments& a, unsi
     if ((here >> first & (kFullWarp >> (kWarpSize - rays))) == 0) continue;
     const int thread = warp + first + served;
     const bool wanted = (here >> (first + served) & 1) != 0;
+    const unsigned slots = __shfl_sync(kFullWarp, changed, first + served);
     float partial[8] = {};
     for (int v = part; wanted && v < a.read.vectors; v += lanes) {
       const int64_t channel = static_cast<int64_t>(v) * kVector;
@@ -79,6 +82,7 @@ __device__ __forceinline__ void find_dots(const RenderBackwardArguments& a, unsi
       load_floats<kVector>(a.d_out.features + shared.rays[thread] * channels + channel, upstream);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
+        if ((slots >> i & 1) == 0) continue;
         const uint32_t row = shared.rows[i][thread];
         float values[kVector];  // of the first row where the slot has none: nobody looks at that dot product
         load_vector<T, kVector>(static_cast<const T*>(a.in.features) + (row == kNoVoxel ? 0 : row) * channels + channel,
@@ -93,7 +97,9 @@ __device__ __forceinline__ void find_dots(const RenderBackwardArguments& a, unsi
     }
     if (wanted && part == 0) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) shared.dots[i][thread] = partial[i];
+      for (int i = 0; i < 8; ++i) {
+        if ((slots >> i & 1) != 0) shared.dots[i][thread] = partial[i];
+      }
     }
   }
 }
@@ -223,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks) volume_render_backward_k
       for (int i = 0; i < 8; ++i) shared.rows[i][threadIdx.x] = rows[i];
     }
     __syncwarp();
-    find_dots<T, kVector>(a, all_here, shared);
+    find_dots<T, kVector>(a, all_here, leaving, shared);
     __syncwarp();
     if (!here) continue;
 

@@ -39,6 +39,7 @@ void insert_bricks_op(Tensor directory, Tensor pages, const std::vector<int64_t>
   STD_TORCH_CHECK(first_index >= 0 && first_index + bricks.size(0) <= INT32_MAX, "first_index: more than 2^31 bricks");
   const Execution execution(pages);
 #ifdef EW_CUDA
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(pages.data_ptr()) % 16 == 0, "pages: expected a start on 16 bytes");
   // Bricks that are there already, which the CPU refuses, would cost a copy to the host here. SparseGrid sends none.
   insert_bricks(grid, data_of<int32_t>(pages), pages.size(0), data_of<const int32_t>(bricks), bricks.size(0),
                 static_cast<int32_t>(first_index), execution.where());
