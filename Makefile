@@ -16,8 +16,9 @@ help:
 demo: native
 	evoworld demo --out out
 
+# Two processes, a file of tests to one of them at a time.
 test: lint
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 lint: native
 	ruff check

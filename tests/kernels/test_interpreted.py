@@ -15,16 +15,6 @@ pytest.importorskip("triton", reason="triton is not installed; it comes with tor
 
 SOURCE = Path(__file__).resolve().parents[2]
 AGREES = "test_agrees_with_the_reference[triton-cpu-{}]"
-# Interpreting a case of volume_render takes seconds. These run the same lines as the cases that stay: the interpreter
-# has no vector loads, so that only channels below, at and above a block's, and one of each dtype, are different.
-SAME_LINES = {
-    *(f"channels_{n}" for n in (2, 4, 6, 8, 16, 32, 64)),
-    *(f"half_{n}" for n in (3, 16, 32, 64)),
-    *(f"bfloat16_{n}" for n in (8, 64)),
-    *("misaligned", "misaligned_half", "image_width_beyond_the_rays", "image_width_of_no_image"),
-    *("uneven_rays", "grid_origin", "one_ray", "exact"),
-}
-MANY_SAMPLES = {"fine_step", "many_rays"}  # a minute each
 
 
 def run_interpreted(*tests: str) -> None:
@@ -55,9 +45,7 @@ def test_voxel_scatter():
 
 
 def test_volume_render():
-    unknown = (SAME_LINES | MANY_SAMPLES) - set(RENDER_CASES)
-    assert not unknown, f"no longer in the table: {unknown}"
-    names = [AGREES.format(name) for name in RENDER_CASES if name not in SAME_LINES | MANY_SAMPLES]
+    names = [AGREES.format(name) for name in RENDER_CASES]
     traps = ["test_alpha_of_thin_media[triton-cpu]", "test_zero_density_has_a_gradient[triton-cpu]"]
     run_interpreted(
         *(f"tests/ops/test_volume_render.py::{name}" for name in names),
