@@ -37,6 +37,11 @@ class Place:
         """What a process needs to use what was built."""
         return {"EVOWORLD_LIBRARY_DIR": str(self.library.parent), "PYTHONUNBUFFERED": "1"}
 
+    @property
+    def check_environment(self) -> dict[str, str]:
+        """The same for a process that runs beside others: it must not start a thread for each core."""
+        return {**self.environment, "OMP_NUM_THREADS": "2"}
+
 
 def architecture_of(capability: tuple[int, int]) -> str:
     """The entry of EVOWORLD_CUDA_ARCHS for a card: (9, 0) -> "9.0a", (12, 0) -> "12.0"."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import render, scatter
-from benchmarks.gpu.context import TOLERANCES, Context, Size, expected, named
+from benchmarks.gpu.context import STRAYS, TOLERANCES, Context, Size, expected, named
 from benchmarks.gpu.scene import Room, hall
 from benchmarks.harness import Check, Contestant, ratio
 from evoworld import reference
@@ -54,7 +54,7 @@ def compare_scatter(context: Context, room: Room) -> None:
             lambda given: both_ways(given, lambda *a: scatter.scatter_leaves(given, best, *a)),
             lambda given: both_ways(given, compiled),
             scatter.LEAVES,
-            Check(named(scatter.LEAVES, truth), TOLERANCES[SIZE.dtype]),
+            Check(named(scatter.LEAVES, truth), TOLERANCES[SIZE.dtype], STRAYS),
         ),
     }
     for way, (ours, theirs, names, check) in ways.items():

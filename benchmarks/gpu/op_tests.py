@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.gpu.build import Place
@@ -14,32 +15,40 @@ from benchmarks.gpu.stages import supervise, tail
 
 OTHERS = "others"  # tests that no backend is named in
 SHOWN_FAILURES = 20
+PARTS = 4  # processes a backend: much of the time goes into compiling Triton's kernels and the reference on the CPU
 QUICK_EVERY = 6  # in a quick run: each sixth test
 HEADER = ["backend", "passed", "failed", "skipped", "seconds"]
 
 
 def run_tests(place: Place, backends: Sequence[str], required: Sequence[str], quick: bool, limit: float) -> Findings:
     """Runs the tests of some backends; of the required ones at least one test must have run."""
-    name = backends[0]
-    record, log = place.work / f"tests_{name}.jsonl", place.work / f"tests_{name}.log"
-    record.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "tests/ops", "-q", "-p", "no:cacheprovider"]
-    command += ["-p", "benchmarks.gpu.pytest_plugin", "--record", str(record), "--serve", ",".join(backends)]
-    command += ["--every", str(QUICK_EVERY)] if quick else []
-    problem = supervise(command, limit, log, place.root, place.environment)
-    findings = summarize(record, required)
-    # Exit code 1 is a failed test, which the record has.
-    if problem and not (problem == "exit code 1" and findings.failures):
-        last = _last_begun(record)
-        findings.failures.append(
-            f"pytest: {problem}{f' in {last}' if last else ''}; the end of its output:\n{tail(log)}"
-        )
+    of = PARTS * (QUICK_EVERY if quick else 1)
+    names = [f"tests_{backends[0]}_{part}" for part in range(PARTS)]
+    records, logs = ([place.work / f"{name}.{kind}" for name in names] for kind in ("jsonl", "log"))
+
+    def run(part: int) -> str:
+        records[part].unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "tests/ops", "-q", "-p", "no:cacheprovider"]
+        command += ["-p", "benchmarks.gpu.pytest_plugin", "--record", str(records[part])]
+        command += ["--serve", ",".join(backends), "--part", f"{part}/{of}"]
+        return supervise(command, limit, logs[part], place.root, place.check_environment)
+
+    with ThreadPoolExecutor(PARTS) as pool:
+        problems = list(pool.map(run, range(PARTS)))
+    findings = summarize(records, required)
+    for problem, record, log in zip(problems, records, logs, strict=True):
+        # 1: a failed test, which the record has. 5: a part without tests.
+        if problem and not (problem == "exit code 1" and findings.failures) and problem != "exit code 5":
+            last = _last_begun(record)
+            findings.failures.append(
+                f"pytest: {problem}{f' in {last}' if last else ''}; the end of its output:\n{tail(log)}"
+            )
     return findings
 
 
-def summarize(record: Path, required: Sequence[str]) -> Findings:
+def summarize(records: Sequence[Path], required: Sequence[str]) -> Findings:
     """Counts by backend, and the failures, of what the plugin recorded."""
-    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
+    lines = [line for record in records for line in _lines(record)]
     tests = [line for line in lines if "outcome" in line]
     counts = Counter((test["backend"], test["outcome"]) for test in tests)
     rows = []
@@ -48,7 +57,7 @@ def summarize(record: Path, required: Sequence[str]) -> Findings:
         numbers = [str(counts[backend, outcome]) for outcome in ("passed", "failed", "skipped")]
         rows.append([backend, *numbers, f"{seconds:.0f}"])
     failed = [test for test in tests if test["outcome"] == "failed"]
-    failures = [f"{test['test']}: {test['message'].splitlines()[0]}" for test in failed[:SHOWN_FAILURES]]
+    failures = [f"{test['test']}: {test['message']}" for test in failed[:SHOWN_FAILURES]]
     if len(failed) > SHOWN_FAILURES:
         failures.append(f"and {len(failed) - SHOWN_FAILURES} more tests")
     # A test without a device is about what is said where the backend is missing.
@@ -58,6 +67,9 @@ def summarize(record: Path, required: Sequence[str]) -> Findings:
 
 
 def _last_begun(record: Path) -> str:
-    lines = record.read_text().splitlines() if record.is_file() else []
-    last = json.loads(lines[-1]) if lines else {}
-    return last.get("begun", "")
+    lines = _lines(record)
+    return lines[-1].get("begun", "") if lines else ""
+
+
+def _lines(record: Path) -> list[dict]:
+    return [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []

@@ -23,6 +23,7 @@ from benchmarks.report import (
     without_nan,
 )
 
+MOST_LOG = 400_000  # characters of a stage's log that are kept: its end
 TIME_NOTE = (
     "Times are the device's own, from an op's first kernel to its last, with the host far ahead; medians of runs in "
     "which the contestants take turns and the inputs rotate. What says wall clock is what a caller waits. Nothing is "
@@ -91,7 +92,8 @@ def write(report: GpuReport, folder: Path, logs: Sequence[Path]) -> list[Path]:
     written = [folder / name for name in ("gpu.md", "gpu.json", "gpu.log")]
     written[0].write_text(markdown(report))
     written[1].write_text(json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
-    written[2].write_text("".join(f"==== {log.stem}\n{log.read_text(errors='replace')}\n" for log in logs))
+    texts = ((log.stem, log.read_text(errors="replace")[-MOST_LOG:]) for log in logs)
+    written[2].write_text("".join(f"==== {name}\n{text}\n" for name, text in texts))
     return written
 
 

@@ -20,12 +20,16 @@ def sanitize(place: Place, tool: str, backend: str, limit: float) -> Findings:
     program = find_tool("compute-sanitizer")
     if program is None:
         raise NotThere("compute-sanitizer was not found; it comes with the CUDA toolkit")
-    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20"]
-    # With it, initcheck would not see what torch's kernels write.
-    command += [] if tool == "initcheck" else ["--kernel-name", f"kns={OURS}"]
+    command = [program, "--tool", tool, "--error-exitcode", str(FOUND), "--launch-timeout", "0"]
+    # Calls into CUDA that torch tries and does without are no errors here; the host's stack is Python's.
+    command += ["--report-api-errors", "no", "--show-backtrace", "device"]
+    if tool == "initcheck":  # with a filter it would not see what torch's kernels write
+        command += ["--print-limit", "2000"]  # those of torch must not crowd out ours
+    else:
+        command += ["--print-limit", "20", "--kernel-name", f"kns={OURS}"]
     command += [sys.executable, "-m", "benchmarks.gpu.small_case", "--backend", backend]
     log = place.work / f"{tool}.log"
-    environment = {**place.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = {**place.check_environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     problem = supervise(command, limit, log, place.root, environment)
     text = log.read_text(errors="replace")
     if UNSUPPORTED in text:

@@ -146,6 +146,7 @@ def test_the_device_clock_starts_after_the_host_is_ahead(monkeypatch):
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: events.append(("sleep", cycles)), raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(L2_cache_size=50 << 20))
     device = CudaDevice()
+    monkeypatch.setattr(device, "keep_warm", lambda: None)
     assert device.clock(lambda x: events.append(x), "work") == 2.5e-3
     (_, cycles), *rest = events
     assert rest == ["record", "work", "record", "synchronize"] and cycles > 1e6
@@ -154,3 +155,18 @@ def test_the_device_clock_starts_after_the_host_is_ahead(monkeypatch):
     device.clock(slow, None)
     sleeps = [event[1] for event in events if event[0] == "sleep"]
     assert sleeps[1] >= 1.5 * 2e-3 * 2e9  # longer than the host took before
+
+
+def test_a_device_that_was_idle_is_warmed_up_first(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(L2_cache_size=50 << 20))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(CudaDevice, "name", "cpu")
+    monkeypatch.setattr("benchmarks.gpu.device.WARM_UP_SIZE", 64)
+    products = []
+    monkeypatch.setattr(torch, "mm", lambda a, b: products.append(a.shape))
+    device = CudaDevice()
+    assert device.wall(lambda x: None, None) < 0.1
+    assert len(products) > 10
+    products.clear()
+    device.wall(lambda x: None, None)
+    assert not products

@@ -158,3 +158,14 @@ def test_a_missing_peer_is_named_once_with_how_to_get_it(monkeypatch):
     assert peers.load("warp_splat", missing) is None
     assert len(missing) == 1
     assert "No module named 'warp'" in missing[0] and "pip install warp-lang" in missing[0]
+
+
+def test_strays_are_allowed_where_they_are_expected_and_nan_never():
+    expected = torch.ones(1000)
+    found = expected.clone()
+    found[3] = 2.0
+    assert "off by 1.0e+00" in Check({"y": expected}, 0.1).complaint({"y": found})
+    check = Check({"y": expected}, 0.1, strays=2e-3)
+    assert check.complaint({"y": found}) == ""
+    assert "off by" in check.complaint({"y": found.index_fill(0, torch.arange(5), 2.0)})
+    assert "nan" in check.complaint({"y": found.index_fill(0, torch.tensor([7]), math.nan)})
