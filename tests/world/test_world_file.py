@@ -33,6 +33,7 @@ import torch
 from evoworld.geometry import Panorama
 from evoworld.world import Memory
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever this process was started with
 memories = []
 for brightness in (0.25, 0.75):
     memory = Memory(0.1)
@@ -40,11 +41,12 @@ for brightness in (0.25, 0.75):
     memories.append(memory)
 for line in sys.stdin:
     path, limit = line.rstrip().split(chr(9))
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the child is ready for it
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         code = 255
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), -1))  # Python ignores SIGXFSZ: writing raises
             while True:
                 for memory in memories:
