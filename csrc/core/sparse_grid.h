@@ -166,12 +166,6 @@ EW_HD bool point_cell(const GridView& grid, Float3 point, Int3& cell) {
   return true;
 }
 
-EW_HD bool point_in_lattice(const LatticeLine& line, float t) {
-  return fabsf(fmaf(t, line.slope.x, line.base.x)) < kMaxLattice &&
-         fabsf(fmaf(t, line.slope.y, line.base.y)) < kMaxLattice &&
-         fabsf(fmaf(t, line.slope.z, line.base.z)) < kMaxLattice;
-}
-
 // Trilinear weights of the 8 corners (order of corner_of).
 EW_HD void trilinear_weights(Float3 f, float weights[8]) {
   const float x0 = 1.0f - f.x, y0 = 1.0f - f.y, z0 = 1.0f - f.z;

@@ -45,19 +45,12 @@ struct ScatterInputGradients {
   float* weight;      // [R], null when not wanted
 };
 
-// The cell and fraction of a ray's point. False where it has none: depth not positive or not finite, or beyond any
-// grid.
-EW_HD bool scatter_point(const ScatterInputs& in, int64_t ray, CellPoint& point) {
-  const float t = in.depth[ray];
-  if (!(t > 0.0f && t < INFINITY)) return false;
-  const LatticeLine line = lattice_line(in.grid, load3(in.origins, ray), load3(in.directions, ray));
-  if (!point_in_lattice(line, t)) return false;
-  point = cell_point(line, t);
-  return true;
+EW_HD float scatter_weight(const ScatterInputs& in, int64_t ray) {
+  return in.weight != nullptr ? in.weight[ray] : 1.0f;
 }
 
 // What a ray brings to the op but for its features. Loaded whole, and then judged without a branch, so that a GPU waits
-// for memory once: scatter_point() asks for the depth first.
+// for memory once.
 struct ScatterRay {
   float depth;
   Float3 origin;
@@ -66,11 +59,11 @@ struct ScatterRay {
 };
 
 EW_HD ScatterRay load_ray(const ScatterInputs& in, int64_t ray) {
-  return {in.depth[ray], load3(in.origins, ray), load3(in.directions, ray),
-          in.weight != nullptr ? in.weight[ray] : 1.0f};
+  return {in.depth[ray], load3(in.origins, ray), load3(in.directions, ray), scatter_weight(in, ray)};
 }
 
-// The same result, bit for bit, as scatter_point(); a point at a cell of zeros where there is none.
+// The cell and fraction of a ray's point. False, and zeros, where it has none: depth not positive or not finite, or
+// beyond any grid.
 EW_HD bool ray_point(const GridView& grid, const ScatterRay& ray, CellPoint& point) {
   const float t = ray.depth;
   LatticeLine line = lattice_line(grid, ray.origin, ray.direction);
@@ -83,6 +76,10 @@ EW_HD bool ray_point(const GridView& grid, const ScatterRay& ray, CellPoint& poi
   point = {{static_cast<int32_t>(low.x), static_cast<int32_t>(low.y), static_cast<int32_t>(low.z)},
            {g.x - low.x, g.y - low.y, g.z - low.z}};
   return valid;
+}
+
+EW_HD bool scatter_point(const ScatterInputs& in, int64_t ray, CellPoint& point) {
+  return ray_point(in.grid, load_ray(in, ray), point);
 }
 
 // Trilinear weight of one corner: the same bits as trilinear_weights() gives.
@@ -124,10 +121,6 @@ EW_HD void find_corner_rows(const GridView& grid, Int3 cell, int64_t* rows, int 
 #endif
     for (int i = 0; i < 8; ++i) rows[i * stride] = find_row(grid, corner_of(cell, i));
   }
-}
-
-EW_HD float scatter_weight(const ScatterInputs& in, int64_t ray) {
-  return in.weight != nullptr ? in.weight[ray] : 1.0f;
 }
 
 }  // namespace evoworld

@@ -1,6 +1,7 @@
 // Rows of features in vectors: several values of one row, loaded at once and widened to float32.
 #pragma once
 
+#include "core/storage.h"
 #include "cuda/device.h"
 
 namespace evoworld {
@@ -24,35 +25,57 @@ __device__ __forceinline__ void widen_pair(uint32_t word, float& low, float& hig
   }
 }
 
-// kCount values that lie side by side, aligned to their size.
-template <class T, int kCount>
-__device__ __forceinline__ void load_vector(const T* at, float values[kCount]) {
-  constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
-  if constexpr (kCount == 1) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      values[0] = *at;
-    } else {
-      float unused;
-      widen_pair<T>(at->bits, values[0], unused);
-    }
+template <bool kConstant, class Word>
+__device__ __forceinline__ Word read_word(const void* from) {
+  if constexpr (kConstant) {
+    return __ldg(static_cast<const Word*>(from));
   } else {
-    static_assert(kBytes == 16 || kBytes == 8);
-    uint32_t words[kBytes / 4];
+    return *static_cast<const Word*>(from);
+  }
+}
+
+// kCount values of a row side by side, in one load, aligned to their size. They stay as they lie in memory until they
+// are used, so that nothing waits for them before. kConstant: for memory that the kernel does not write.
+template <class T, int kCount>
+struct Piece {
+  static constexpr int kBytes = kCount * static_cast<int>(sizeof(T));
+  static_assert(kCount == 1 || kBytes == 8 || kBytes == 16);
+  static constexpr int kWords = (kBytes + 3) / 4;
+  uint32_t words[kWords];
+
+  template <bool kConstant = true>
+  __device__ __forceinline__ void load(const T* from) {
     if constexpr (kBytes == 16) {
-      const uint4 loaded = *reinterpret_cast<const uint4*>(at);
-      words[0] = loaded.x, words[1] = loaded.y, words[2] = loaded.z, words[3] = loaded.w;
+      const uint4 raw = read_word<kConstant, uint4>(from);
+      words[0] = raw.x, words[1] = raw.y, words[2] = raw.z, words[3] = raw.w;
+    } else if constexpr (kBytes == 8) {
+      const uint2 raw = read_word<kConstant, uint2>(from);
+      words[0] = raw.x, words[1] = raw.y;
+    } else if constexpr (kBytes == 4) {
+      words[0] = read_word<kConstant, unsigned>(from);
     } else {
-      const uint2 loaded = *reinterpret_cast<const uint2*>(at);
-      words[0] = loaded.x, words[1] = loaded.y;
-    }
-    for (int i = 0; i < kBytes / 4; ++i) {
-      if constexpr (sizeof(T) == sizeof(float)) {
-        values[i] = bits_to_float(words[i]);
-      } else {
-        widen_pair<T>(words[i], values[2 * i], values[2 * i + 1]);
-      }
+      words[0] = read_word<kConstant, unsigned short>(from);
     }
   }
+
+  __device__ __forceinline__ void widen_to(float values[kCount]) const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      for (int i = 0; i < kCount; ++i) values[i] = bits_to_float(words[i]);
+    } else if constexpr (kCount == 1) {
+      float unused;
+      widen_pair<T>(words[0], values[0], unused);
+    } else {
+      for (int i = 0; i < kWords; ++i) widen_pair<T>(words[i], values[2 * i], values[2 * i + 1]);
+    }
+  }
+};
+
+// The same at once: values that the kernel may write, shared memory included.
+template <class T, int kCount>
+__device__ __forceinline__ void load_vector(const T* at, float values[kCount]) {
+  Piece<T, kCount> piece;
+  piece.template load<false>(at);
+  piece.widen_to(values);
 }
 
 // kCount float32 values side by side, kCount 1 or a multiple of 4, 16-byte aligned where it is not 1.
@@ -101,6 +124,19 @@ inline RowLanes share_rows(int64_t vectors, int vectors_per_lane) {
   int lanes = 1;
   while (lanes < kWarpSize && lanes * vectors_per_lane < vectors) lanes *= 2;
   return {static_cast<int>(vectors), lanes};
+}
+
+// Calls body(T{}) for the type that stores the features.
+template <class Body>
+void with_storage(Storage storage, const Body& body) {
+  switch (storage) {
+    case Storage::float32:
+      return body(float{});
+    case Storage::float16:
+      return body(Half{});
+    case Storage::bfloat16:
+      return body(BFloat16{});
+  }
 }
 
 inline bool is_aligned(const void* address, size_t bytes) { return reinterpret_cast<uintptr_t>(address) % bytes == 0; }

@@ -197,14 +197,7 @@ void volume_render_forward(const RenderInputs& in, const RenderOutputs& out, int
   if (num_rays == 0) return;
   const uint64_t* const cells = find_cells(in, true, stream);
   const Tiling tiles = tiling<kThreads>(in.image_width, num_rays);
-  switch (in.storage) {
-    case Storage::float32:
-      return forward<float>(in, cells, out, tiles, stream);
-    case Storage::float16:
-      return forward<Half>(in, cells, out, tiles, stream);
-    case Storage::bfloat16:
-      return forward<BFloat16>(in, cells, out, tiles, stream);
-  }
+  with_storage(in.storage, [&](auto t) { forward<decltype(t)>(in, cells, out, tiles, stream); });
 }
 
 }  // namespace evoworld

@@ -309,14 +309,7 @@ void volume_render_backward(const RenderInputs& in, const RenderOutputs& out, co
   const bool dense = gradients.density == nullptr;  // otherwise samples of zero density have a gradient too
   RenderBackwardArguments arguments = {
       in, find_cells(in, dense, stream), out, d_out, gradients, tiling<kThreads>(in.image_width, num_rays), {}, {}};
-  switch (in.storage) {
-    case Storage::float32:
-      return backward<float>(arguments, stream);
-    case Storage::float16:
-      return backward<Half>(arguments, stream);
-    case Storage::bfloat16:
-      return backward<BFloat16>(arguments, stream);
-  }
+  with_storage(in.storage, [&](auto t) { backward<decltype(t)>(arguments, stream); });
 }
 
 }  // namespace evoworld

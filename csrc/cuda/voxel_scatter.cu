@@ -1,5 +1,5 @@
 // voxel_scatter forward on a GPU: one kernel, which combines a tile's pixels cell by cell before it goes to memory.
-#include "cuda/row_pieces.h"
+#include "cuda/row_vectors.h"
 #include "cuda/tiles.h"
 #include "cuda/voxel_scatter.h"
 

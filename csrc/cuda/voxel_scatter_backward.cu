@@ -1,5 +1,5 @@
 // voxel_scatter backward on a GPU: one kernel that gathers.
-#include "cuda/row_pieces.h"
+#include "cuda/row_vectors.h"
 #include "cuda/tiles.h"
 #include "cuda/voxel_scatter.h"
 

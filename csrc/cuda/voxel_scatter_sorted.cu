@@ -1,7 +1,7 @@
 // voxel_scatter forward on a GPU, deterministic: contributions are sorted by row, and each row has one writer.
 #include <algorithm>
 
-#include "cuda/row_pieces.h"
+#include "cuda/row_vectors.h"
 #include "cuda/sort.h"
 #include "cuda/voxel_scatter.h"
 

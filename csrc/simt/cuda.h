@@ -60,15 +60,6 @@ inline To same_bits(From from) {
 inline unsigned __float_as_uint(float x) { return evoworld::simt::same_bits<unsigned>(x); }
 inline int __float_as_int(float x) { return evoworld::simt::same_bits<int>(x); }
 inline float __uint_as_float(unsigned x) { return evoworld::simt::same_bits<float>(x); }
-inline float __int_as_float(int x) { return evoworld::simt::same_bits<float>(x); }
-inline long long __double_as_longlong(double x) { return evoworld::simt::same_bits<long long>(x); }
-inline double __longlong_as_double(long long x) { return evoworld::simt::same_bits<double>(x); }
-
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 #define EW_SIMT_MIN_MAX(T)                         \
   inline T min(T a, T b) { return b < a ? b : a; } \
