@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, evaluation, geometry, ops, reference, world
+    from . import data, evaluation, geometry, nn, ops, reference, world
     from .ops.backend import backend
 
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 if not (Path(__file__).parent / "kernels").is_dir():  # the source tree, where kernels/ lies beside the package
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
-__all__ = ["__version__", "backend", "data", "evaluation", "geometry", "ops", "reference", "world"]
+__all__ = ["__version__", "backend", "data", "evaluation", "geometry", "nn", "ops", "reference", "world"]
 
 
 def __getattr__(name: str) -> Any:

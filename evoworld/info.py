@@ -12,6 +12,7 @@ import platform
 EXTRAS = {
     "app": {"pillow": "PIL", "safetensors": "safetensors", "rich": "rich", "av": "av"},
     "colmap": {"pycolmap": "pycolmap"},
+    "diffusers": {"diffusers": "diffusers"},
 }
 
 Row = tuple[str, str]

@@ -6,6 +6,8 @@ the truth over the tensor, and ``eps`` that of the tensor's dtype::
 
     error(backend) <= 2 * error(same-precision reference) + 8 * eps * max |truth|
 
+What the truth has infinite must be just that. Attention has its own count of roundings (`AttentionCase.rounding`).
+
 For this to be a statement about rounding, no *decision* may hang on it: cases keep only rays that never come within
 rounding of a cell's face, of ``far`` or of ``min_transmittance``, or take numbers for which all of that is exact.
 
@@ -26,6 +28,7 @@ from . import _native, reference
 from .geometry import SparseGrid
 from .ops.backend import available, backend
 from .ops.library import triton_interprets
+from .testing_attention import AttentionCase, largest_finite
 from .testing_scene import (
     ROOM,
     cell_is_clear,
@@ -41,6 +44,7 @@ from .testing_scene import (
 Arguments = dict[str, object]
 _REFERENCE_FACTOR = 2.0
 _ROUNDINGS = 8.0
+_WITHOUT_GRADIENT = ("jitter", "query_directions", "key_directions")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class Case:
     image_width: int = 0
     misaligned: int = 0  # elements of their memory before the features, as a slice has them
     grid: str = "room"  # "room", "patch" (one spot of a wall) or "empty"
+
+    def rounding(self, name: str, dtype: torch.dtype, truth: dict[str, Tensor]) -> float:
+        """What one rounding may change of a result."""
+        return torch.finfo(dtype).eps * largest_finite(truth[name])
 
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(zlib.crc32(self.name.encode()))
@@ -232,7 +240,9 @@ def evaluate(
         for name, value in arguments.items()
     }
     leaves = {
-        name: value.requires_grad_() for name, value in moved.items() if isinstance(value, Tensor) and name != "jitter"
+        name: value.requires_grad_()
+        for name, value in moved.items()
+        if isinstance(value, Tensor) and name not in _WITHOUT_GRADIENT
     }
     outputs = op(**moved)
     draw = torch.Generator().manual_seed(0)
@@ -254,20 +264,21 @@ def on_device(arguments: Arguments, device: torch.device | str) -> Arguments:
 
 
 def _moved(value: Tensor | SparseGrid, device: torch.device | str, dtype: torch.dtype | None) -> Tensor | SparseGrid:
-    """The grid, or a copy of the tensor that is aligned alike, on a device."""
+    """The grid, or a copy of the tensor with the same strides and alignment, on a device."""
     if isinstance(value, SparseGrid):
         return value.to(device)
     value = value.detach()
-    if not value.is_contiguous():
+    if value.numel() == 0:
         return value.to(device=device, dtype=dtype, copy=True)
-    first = value.storage_offset()
-    memory = torch.empty(first + value.numel(), dtype=dtype or value.dtype, device=device)
-    return memory[first:].view(value.shape).copy_(value)
+    reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    memory = value.as_strided((value.storage_offset() + reach + 1,), (1,), 0)
+    memory = memory.to(device=device, dtype=dtype, copy=True)
+    return memory.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def check_against_reference(
     op: Callable[..., tuple[Tensor, ...]],
-    case: Case,
+    case: Case | AttentionCase,
     device: torch.device | str = "cpu",
 ) -> None:
     """Raises an AssertionError unless outputs and gradients of ``op`` for the case obey the rule of this module.
@@ -282,10 +293,14 @@ def check_against_reference(
         where = f"{case.op}, case {case.name}, {name}"
         assert found.dtype == expected[name].dtype, f"{where}: {found.dtype}, not {expected[name].dtype}"
         assert found.shape == truth[name].shape, f"{where}: {list(found.shape)}, not {list(truth[name].shape)}"
-        error = _largest(found.double() - truth[name])
-        allowed = _REFERENCE_FACTOR * _largest(expected[name].double() - truth[name])
-        allowed += _ROUNDINGS * torch.finfo(found.dtype).eps * _largest(truth[name])
+        error = _largest(_difference(found, truth[name]))
+        allowed = _REFERENCE_FACTOR * _largest(_difference(expected[name], truth[name]))
+        allowed += _ROUNDINGS * case.rounding(name, found.dtype, truth)
         assert error <= allowed, f"{where}: off by {error:.3g}, allowed {allowed:.3g}"  # False for NaN
+
+
+def _difference(found: Tensor, truth: Tensor) -> Tensor:
+    return (found.double() - truth).masked_fill(found == truth, 0)  # infinities too
 
 
 def _largest(x: Tensor) -> float:

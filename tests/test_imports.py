@@ -22,7 +22,8 @@ ALLOWED = {
     "ops": BACKENDS,
     "geometry": {"ops", "reference"},
     "data": {"geometry"},
-    "testing": {"geometry", "ops", "testing_scene"} | BACKENDS,
+    "testing": {"geometry", "ops", "testing_attention", "testing_scene"} | BACKENDS,
+    "testing_attention": {"geometry", "reference"},
     "testing_scene": {"geometry", "reference"},
     "nn": {"geometry", "ops"},
     "world": MODEL,
@@ -34,7 +35,10 @@ ALLOWED = {
     "evoworld": set(),  # evoworld/__init__.py
 }
 PARTS_OUTSIDE = {"kernels", "_C"}  # parts of the package that are no file or folder of evoworld/
-OPTIONAL = ["triton", "PIL", "av", "rich", "safetensors", "pycolmap", "numba", "warp", "open3d", "scipy", "skimage"]
+OPTIONAL = [
+    *("triton", "PIL", "av", "rich", "safetensors", "pycolmap", "diffusers"),
+    *("numba", "warp", "open3d", "scipy", "skimage"),
+]
 RUNTIME = {"torch", "numpy", "evoworld", *sys.stdlib_module_names}
 
 

@@ -5,7 +5,9 @@ import torch
 
 import evoworld
 from evoworld import reference
-from evoworld.testing import RENDER_CASES, SCATTER_CASES, check_against_reference
+from evoworld.reference.sphere_attention import chord2, max_chord2
+from evoworld.testing import RENDER_CASES, SCATTER_CASES, check_against_reference, evaluate
+from evoworld.testing_attention import ATTENTION_CASES
 
 
 def scaled(op, which, factor):
@@ -29,6 +31,34 @@ def test_a_scatter_that_is_slightly_off_is_caught(which):
 def test_a_render_that_is_slightly_off_is_caught(which):
     with pytest.raises(AssertionError, match=f"volume_render, case channels_3, {which}: off by"):
         check_against_reference(scaled(reference.volume_render, which, 1 + 1e-5), RENDER_CASES["channels_3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "which", "factor"), [("small", 0, 1e-5), ("small", 1, 1e-5), ("bfloat16_16", 1, 1e-3)]
+)
+def test_attention_that_is_slightly_off_is_caught(name, which, factor):
+    check_against_reference(reference.sphere_attention, ATTENTION_CASES[name])
+    with pytest.raises(AssertionError, match=f"sphere_attention, case {name}, {which}: off by"):
+        check_against_reference(scaled(reference.sphere_attention, which, 1 + factor), ATTENTION_CASES[name])
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "zonal", "key_log_weight"])
+def test_a_gradient_of_attention_that_is_slightly_off_is_caught(name):
+    def wrong(**arguments):
+        leaf = arguments[name]
+        return reference.sphere_attention(**{**arguments, name: leaf + 1e-4 * (leaf - leaf.detach())})
+
+    with pytest.raises(AssertionError, match=f"d_{name}: off by"):
+        check_against_reference(wrong, ATTENTION_CASES["small"])
+
+
+def test_attention_that_forgets_the_gradient_of_lse_is_caught():
+    def wrong(**arguments):
+        output, lse = reference.sphere_attention(**arguments)
+        return output, lse.detach()
+
+    with pytest.raises(AssertionError, match="d_query: off by"):
+        check_against_reference(wrong, ATTENTION_CASES["small"])
 
 
 def test_a_wrong_gradient_is_caught():
@@ -95,6 +125,53 @@ def test_cases_have_what_their_names_say(case):
         assert (directory >= 0).sum() > 20 and (directory[1:-1, 1:-1, 1:-1] < 0).any()  # a room of pages, hollow inside
     if case.name == "negative_coordinates":
         assert first["grid"].brick_coordinates.max() < 0
+
+
+SOME_ALONE, ALL_ALONE = (
+    ("radius_leaves_some_alone", "radius_small"),
+    ("radius_leaves_all_alone", "all_keys_masked", "no_keys"),
+)
+
+
+@pytest.mark.parametrize("name", ATTENTION_CASES)
+def test_cases_of_attention_have_what_their_names_say(name):
+    case = ATTENTION_CASES[name]
+    first, second = case.build(), case.build()
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[key]) and value.stride() == second[key].stride(), key
+    x, y, radius = first["query_directions"], first["key_directions"], first["radius"]
+    assert first["query"].shape == (case.batch, case.heads, len(x), case.width)
+    assert first["value"].shape == (case.batch, case.heads, len(y), case.value_width)
+    assert first["query"].dtype == first["key"].dtype == first["value"].dtype == case.dtype
+    torch.testing.assert_close(x.norm(dim=-1), torch.ones(len(x)))
+    if case.batch and len(x):
+        share = reference.sphere_attention(**first)[1].isneginf().float().mean().item()
+        assert 0.1 < share < 0.9 if name in SOME_ALONE else share == float(name in ALL_ALONE)
+    if radius is not None and len(x) and len(y) and "point" not in (case.queries, case.keys):
+        distance = chord2(x.double(), y.double())
+        assert (distance - max_chord2(radius)).abs().min() > 1e-5 * max_chord2(radius)
+        assert 0 < (distance < max_chord2(radius)).double().mean() < 1
+    is_aligned = first["query"].data_ptr() % 16 == 0
+    assert is_aligned == (case.layout != "misaligned")
+    if case.layout in ("projection", "expanded", "strided"):
+        strides = {"projection": (1, case.heads * case.width), "expanded": (1, case.width), "strided": (2, None)}
+        last, row = strides[case.layout]
+        assert first["key"].stride(3) == last and first["key"].stride(2) in (row, 2 * (2 * case.width + 3))
+        assert (first["key"].stride(1) == 0) == (case.layout == "expanded")
+
+
+@pytest.mark.parametrize("name", ["projection", "expanded", "misaligned", "strided"])
+def test_layouts_stay_as_they_are(name):
+    seen, case = [], ATTENTION_CASES[name]
+
+    def op(**arguments):
+        seen.extend((arguments[key].stride(), arguments[key].data_ptr() % 16 == 0) for key in ("query", "value"))
+        return reference.sphere_attention(**arguments)
+
+    arguments = case.build()
+    evaluate(op, arguments)
+    assert seen == [(arguments[key].stride(), arguments[key].data_ptr() % 16 == 0) for key in ("query", "value")]
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])

@@ -16,7 +16,7 @@ from evoworld import _native
 from .library import triton_interprets
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
-OPS = ("voxel_scatter", "volume_render", "sparse_grid")
+OPS = ("voxel_scatter", "volume_render", "sphere_attention", "sparse_grid")
 # Backends that serve an op by the reference, on the tensors' device.
 WITHOUT_KERNELS = {("sparse_grid", "triton")}
 VARIABLE = "EVOWORLD_BACKEND"
@@ -48,14 +48,14 @@ def available(op: str) -> dict[str, str | None]:
     """For each backend: None where it can serve the op on this machine, otherwise what is missing."""
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
-    return {name: _missing(name) for name in BACKENDS}
+    return {name: _missing(op, name) for name in BACKENDS}
 
 
 def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
     """The backend that serves an op for tensors of this device and dtype.
 
     A request, by ``with evoworld.backend(name)`` or else by ``EVOWORLD_BACKEND``, is never replaced by another backend.
-    Without one, float32 tensors go to the best backend that is there for their device: on the CPU ``cpu``, on a GPU
+    Without one, float32 tensors go to the best backend that is there for op and device: on the CPU ``cpu``, on a GPU
     ``cuda``, else ``triton``. All else goes to the reference. Under ``TRITON_INTERPRET=1`` Triton's kernels run in its
     interpreter, on the CPU and very slowly, so they serve requests only, then for tensors on the CPU too.
 
@@ -65,17 +65,17 @@ def select(op: str, device: torch.device, dtype: torch.dtype) -> str:
     name = _requested.get() or os.environ.get(VARIABLE)
     if not name:
         best = {"cpu": ["cpu"], "cuda": ["cuda"] if triton_interprets() else ["cuda", "triton"]}.get(device.type, [])
-        return next((name for name in best if _unfit(name, device, dtype) is None), "reference")
+        return next((name for name in best if _unfit(op, name, device, dtype) is None), "reference")
     _check_name(name, VARIABLE)
-    reason = _unfit(name, device, dtype)
+    reason = _unfit(op, name, device, dtype)
     if reason is not None:
         raise RuntimeError(f"{op}: backend {name!r} was requested and cannot serve it: {reason}")
     return name
 
 
-def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unfit(op: str, name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot serve ops on such tensors; None where it can."""
-    reason = _missing(name)
+    reason = _missing(op, name)
     if reason is not None or name == "reference":
         return reason
     interprets = name == "triton" and triton_interprets()
@@ -88,10 +88,19 @@ def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _missing(name: str) -> str | None:
+def _missing(op: str, name: str) -> str | None:
     if name == "reference":
         return None
-    return _missing_triton(triton_interprets()) if name == "triton" else _native.missing(name)
+    if name == "triton":
+        return _missing_triton(triton_interprets())
+    return _native.missing(name) or _missing_kernel(op, name)
+
+
+@cache
+def _missing_kernel(op: str, name: str) -> str | None:
+    schema = "missing_bricks" if op == "sparse_grid" else op
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"evoworld::{schema}", name.upper())
+    return None if has_kernel else f"libevoworld_{name} has no kernel of this op"
 
 
 @cache

@@ -15,13 +15,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import evoworld
 from evoworld import _native
-from evoworld.ops import available, select, volume_render, voxel_scatter, voxel_scatter_
+from evoworld.ops import available, select, sphere_attention, volume_render, voxel_scatter, voxel_scatter_
 from evoworld.ops.library import grid_arguments
 from evoworld.testing import RENDER_CASES, SCATTER_CASES, backends
+from evoworld.testing_attention import ATTENTION_CASES
 
 CUDA = torch.device("cuda", 0)
+WITHOUT_KERNEL = {("sphere_attention", "cuda"): "no kernel"}
 BACKEND_MODULE = sys.modules["evoworld.ops.backend"]
 needs_native = pytest.mark.skipif(("cpu", "cpu") not in backends("volume_render"), reason="no native CPU library")
+needs_native_attention = pytest.mark.skipif(
+    ("cpu", "cpu") not in backends("sphere_attention"), reason="no native CPU library with this op"
+)
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -31,7 +36,9 @@ def machine(monkeypatch):
 
     def pretend(not_built_for=None, interprets=False, **missing):
         reasons = {"reference": None, "cpu": "no cpu", "cuda": "no cuda", "triton": "no triton", **missing}
-        monkeypatch.setattr(BACKEND_MODULE, "_missing", reasons.get)
+        monkeypatch.setattr(BACKEND_MODULE, "_missing_triton", lambda interprets: reasons["triton"])
+        monkeypatch.setattr(_native, "missing", reasons.get)
+        monkeypatch.setattr(BACKEND_MODULE, "_missing_kernel", lambda *which: WITHOUT_KERNEL.get(which))
         monkeypatch.setattr(BACKEND_MODULE, "triton_interprets", lambda: interprets)
         monkeypatch.setattr(_native, "not_built_for", lambda index: not_built_for)
 
@@ -41,17 +48,25 @@ def machine(monkeypatch):
 def on(device, arguments):
     """The arguments as fake tensors on a device."""
     fake = {k: _fake(v, device) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-    grid = fake["grid"] = copy.copy(arguments["grid"])
-    grid.directory, grid.pages = _fake(grid.directory, device), _fake(grid.pages, device)
+    if "grid" in arguments:
+        grid = fake["grid"] = copy.copy(arguments["grid"])
+        grid.directory, grid.pages = _fake(grid.directory, device), _fake(grid.pages, device)
     return fake
+
+
+FIXED = ("jitter", "query_directions", "key_directions")  # without a gradient
 
 
 def _fake(tensor, device):
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
 
-CALLS = [(voxel_scatter, SCATTER_CASES["channels_3"].build()), (volume_render, RENDER_CASES["jitter"].build())]
-for_both_ops = pytest.mark.parametrize(("op", "arguments"), CALLS, ids=["voxel_scatter", "volume_render"])
+CALLS = [
+    (voxel_scatter, SCATTER_CASES["channels_3"].build()),
+    (volume_render, RENDER_CASES["jitter"].build()),
+    (sphere_attention, ATTENTION_CASES["radius"].build()),
+]
+for_all_ops = pytest.mark.parametrize(("op", "arguments"), CALLS, ids=[op.__name__ for op, _ in CALLS])
 
 
 def test_automatic_choice_on_a_gpu(machine):
@@ -66,6 +81,28 @@ def test_automatic_choice_on_a_gpu(machine):
     assert select("volume_render", CUDA, torch.float32) == "triton"
     machine(cpu=None)
     assert select("volume_render", CUDA, torch.float32) == "reference"
+
+
+def test_attention_on_a_gpu_is_tritons(machine):
+    machine(cpu=None, cuda=None, triton=None)
+    assert select("sphere_attention", CUDA, torch.float32) == "triton"
+    assert select("sphere_attention", torch.device("cpu"), torch.float32) == "cpu"
+    assert select("sphere_attention", CUDA, torch.float64) == "reference"
+    assert available("sphere_attention")["cuda"] == "no kernel"
+    with evoworld.backend("cuda"), pytest.raises(RuntimeError, match="sphere_attention: backend 'cuda' was requested"):
+        select("sphere_attention", CUDA, torch.float32)
+    machine(cpu=None, cuda=None)
+    assert select("sphere_attention", CUDA, torch.float32) == "reference"
+
+
+def test_a_library_without_an_op_says_so():
+    """What the dispatcher knows, not what a list says; the CUDA library is loaded where there is a GPU only."""
+    for op in ("voxel_scatter", "volume_render", "sphere_attention"):
+        for name in ("cpu", "cuda"):
+            has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"evoworld::{op}", name.upper())
+            missing = BACKEND_MODULE._missing_kernel(op, name)
+            assert (missing is None) == has_kernel
+            assert has_kernel or f"libevoworld_{name} has no kernel of this op" in missing
 
 
 def test_the_interpreter_serves_requests_only(machine):
@@ -98,18 +135,21 @@ def test_requests_that_a_gpu_cannot_serve(machine, name):
             assert select("voxel_scatter", CUDA, torch.float32) == "cuda"
 
 
-@for_both_ops
+@for_all_ops
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_ops_on_a_gpu_give_tensors_there(machine, op, arguments, backend):
     machine(cpu=None, cuda=None, triton=None)
+    if (op.__name__, backend) in WITHOUT_KERNEL:
+        pytest.skip("it has no such kernel")
     with FakeTensorMode(), evoworld.backend(backend):
         outputs = op(**on(CUDA, arguments))
-    expected = op(**arguments)
+    with evoworld.backend("reference"):
+        expected = op(**arguments)
     assert [(x.shape, x.dtype) for x in outputs] == [(x.shape, x.dtype) for x in expected]
     assert all(x.device == CUDA for x in outputs)
 
 
-@for_both_ops
+@for_all_ops
 @pytest.mark.parametrize("backend", ["cuda", "triton", None])
 def test_tensors_on_different_devices_are_refused(machine, op, arguments, backend):
     machine(cpu=None, cuda=None, triton=None)
@@ -132,7 +172,7 @@ def test_tensors_on_different_devices_are_refused(machine, op, arguments, backen
 def test_the_native_ops_refuse_tensors_of_another_device():
     """Below the public ops, whose checks come first; the dispatcher would send a mixture to either kernel."""
     cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-    (_, scatter), (_, render) = CALLS
+    (_, scatter), (_, render), _ = CALLS
 
     def call(op, arguments, name):
         arguments = [x.to("meta") if key == name else x for key, x in arguments.items()]
@@ -156,6 +196,29 @@ def test_the_native_ops_refuse_tensors_of_another_device():
                 call(op, arguments, name)
 
 
+@needs_native_attention
+def test_the_native_attention_refuses_tensors_of_another_device():
+    cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    given = CALLS[2][1]
+    names = ("query", "key", "value", "query_directions", "key_directions", "zonal", "key_log_weight")
+    orders = {f"{name}_order": torch.arange(len(given[f"{name}_directions"])).int() for name in ("query", "key")}
+    arguments = {**{name: given[name] for name in names}, **orders, "radius": given["radius"], "scale": 0.25}
+    forward, backward = (
+        torch.ops.evoworld.sphere_attention.default,
+        torch.ops.evoworld.sphere_attention_backward.default,
+    )
+    output, lse = forward.redispatch(cpu, *arguments.values())
+    upstream = {"d_output": torch.ones_like(output), "d_lse": torch.ones_like(lse), "output": output, "lse": lse}
+    wants = dict(enumerate([True] * 4))
+    for op, named in ((forward, arguments), (backward, {**upstream, **arguments, **wants})):
+        assert op.redispatch(cpu, *named.values())[0].device.type == "cpu"
+        for name in named:
+            if isinstance(named[name], torch.Tensor):
+                moved = {**named, name: named[name].to("meta")}
+                with pytest.raises(RuntimeError, match=f"{name}: expected a tensor on the CPU"):
+                    op.redispatch(cpu, *moved.values())
+
+
 def test_both_namespaces_have_the_same_schemas():
     for name in (
         "voxel_scatter",
@@ -163,13 +226,15 @@ def test_both_namespaces_have_the_same_schemas():
         "voxel_scatter_backward",
         "volume_render",
         "volume_render_backward",
+        "sphere_attention",
+        "sphere_attention_backward",
     ):
         schemas = [str(getattr(ops, name).default._schema) for ops in (torch.ops.evoworld, torch.ops.evoworld_triton)]
         assert schemas[0].partition("(")[1:] == schemas[1].partition("(")[1:]
 
 
 @needs_triton
-@for_both_ops
+@for_all_ops
 def test_the_triton_ops_have_the_autograd_rules(machine, op, arguments):
     """Their backward is their own, not the native one."""
     machine(triton=None, interprets=True)
@@ -182,11 +247,11 @@ def test_the_triton_ops_have_the_autograd_rules(machine, op, arguments):
 
     with FakeTensorMode(), evoworld.backend("triton"), Record():
         fake = on("cpu", arguments)
-        leaves = [x.requires_grad_() for k, x in fake.items() if isinstance(x, torch.Tensor) and k != "jitter"]
+        leaves = [x.requires_grad_() for k, x in fake.items() if isinstance(x, torch.Tensor) and k not in FIXED]
         gradients = torch.autograd.grad(sum(x.sum() for x in op(**fake)), leaves)
     assert [x.shape for x in gradients] == [x.shape for x in leaves]
     assert f"evoworld_triton.{op.__name__}_backward.default" in ran
-    assert not [name for name in ran if name.startswith("evoworld.")]
+    assert not [name for name in ran if name.startswith("evoworld.") and name != "evoworld.compact_order.default"]
 
 
 @pytest.fixture
@@ -256,5 +321,7 @@ def test_interpreted_triton_is_a_backend_for_the_cpu():
 
 
 def test_unknown_op():
-    with pytest.raises(ValueError, match="op: expected one of voxel_scatter, volume_render, sparse_grid, got 'blur'"):
+    with pytest.raises(
+        ValueError, match="op: expected one of voxel_scatter, volume_render, sphere_attention, sparse_grid, got 'blur'"
+    ):
         available("blur")
