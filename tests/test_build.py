@@ -64,7 +64,9 @@ def test_libraries_name_no_folder_of_the_build_machine(library):
 def test_kernels_of_one_instruction_set_share_no_function_with_another():
     """Weak functions are merged by the linker: the copy that is kept may use instructions that the caller's lacks."""
     build = SOURCE / "build" / "native" / "CMakeFiles"
-    objects = [path for isa in ("avx2", "avx512") for path in build.glob(f"evoworld_kernels_{isa}.dir/**/*.o")]
+    objects = [
+        path for isa in ("avx2", "avx512", "avx512_bf16") for path in build.glob(f"evoworld_kernels_{isa}.dir/**/*.o")
+    ]
     if not objects:
         pytest.skip("not built in this folder, or not for x86-64")
     for path in objects:
@@ -151,6 +153,7 @@ def test_a_card_that_the_cuda_library_was_not_built_for(monkeypatch):
     """It is loaded, and says what it lacks wherever one asks."""
     cards = [(7, 5), (9, 0)]
     monkeypatch.setattr(_native, "not_loaded", lambda name: None)
+    monkeypatch.setattr(sys.modules["evoworld.ops.backend"], "_missing_kernel", lambda op, name: None)
     facts = {"evoworld_cuda_architectures": "9.0a", "evoworld_cuda_runtime": "13000"}
     monkeypatch.setattr(_native, "fact", lambda _, symbol: facts.get(symbol))
     monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
@@ -311,9 +314,9 @@ def test_info_says_what_serves_each_op_and_why():
 
 
 def test_info_names_the_ops_that_a_backend_leaves_to_plain_pytorch(monkeypatch):
-    monkeypatch.setattr(sys.modules["evoworld.ops.backend"], "_missing", lambda name: None)
+    monkeypatch.setattr(sys.modules["evoworld.ops.backend"], "_missing", lambda op, name: None)
     rows = dict(info.backend_rows())
-    assert rows["triton"] == "serves voxel_scatter, volume_render; sparse_grid by plain PyTorch"
+    assert rows["triton"] == "serves voxel_scatter, volume_render, sphere_attention; sparse_grid by plain PyTorch"
     assert rows["cuda"] == "serves all ops"
 
 

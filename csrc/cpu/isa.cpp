@@ -12,7 +12,7 @@ Isa best_isa() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")) {
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   }
   if (avx2) return Isa::avx2;
 #endif
@@ -22,7 +22,7 @@ Isa best_isa() {
 Isa chosen_isa() {
   const Isa best = best_isa();
   const char* wanted = std::getenv("EVOWORLD_CPU_ISA");
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
     if (wanted != nullptr && std::strcmp(wanted, isa_name(isa)) == 0 && isa <= best) return isa;
   }
   return best;
@@ -37,6 +37,8 @@ Isa current_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:
