@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evoworld.testing import RENDER_CASES, SCATTER_CASES
+from evoworld.testing_attention import ATTENTION_CASES
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with torch on GPU machines")
 
@@ -51,6 +52,24 @@ def test_volume_render():
         *(f"tests/ops/test_volume_render.py::{name}" for name in names),
         *(f"tests/ops/test_numerical_traps.py::{name}" for name in traps),
     )
+
+
+def test_sphere_attention():
+    run_interpreted(*(f"tests/ops/test_sphere_attention.py::{AGREES.format(name)}" for name in ATTENTION_CASES))
+
+
+def test_sphere_attention_as_an_op():
+    slow = "agrees_with or (opcheck and (radius or projection or no_keys or no_bias))"
+    run_interpreted("-k", f"triton and not ({slow})", "tests/ops/test_sphere_attention.py")
+
+
+def test_the_geometry_of_sphere_attention():
+    run_interpreted("-k", "triton", *(f"tests/ops/test_sphere_attention_{what}.py" for what in ("edges", "symmetry")))
+
+
+def test_layouts_of_sphere_attention():
+    chosen = "triton and (width_17_16 or one_key_for_all or may_be_strided or expanded or copied or any_layout)"
+    run_interpreted("-k", chosen, "tests/ops/test_sphere_attention_layouts.py")
 
 
 def test_what_the_table_does_not_reach():
