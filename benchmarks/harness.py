@@ -29,7 +29,8 @@ class Contestant:
     """One way to compute a case.
 
     `run` is what is timed. `outputs` turns what it returned into named tensors for the check, outside the clock.
-    `bytes` and `flops` are the least that the case needs (each input read once, each output written once).
+    `bytes` and `flops` are the least that the case needs (each input read once, each output written once). `peak` is
+    the FLOP/s of a matrix product of the case's dtype, where that is not the float32 that tables hold FLOPs against.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Contestant:
     bytes: float = math.nan
     flops: float = math.nan
     note: str = ""
+    peak: float = math.nan
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Row:
     flops: float = math.nan
     note: str = ""
     refused: str = ""
+    peak: float = math.nan
 
     @property
     def median(self) -> float:
@@ -134,7 +137,7 @@ def compare(
     """
     if not inputs:
         raise ValueError(f"{case}: expected at least one input, got none")
-    rows = {c.name: Row(case, c.name, bytes=c.bytes, flops=c.flops, note=c.note) for c in contestants}
+    rows = {c.name: Row(case, c.name, bytes=c.bytes, flops=c.flops, note=c.note, peak=c.peak) for c in contestants}
     running = []
     for contestant in contestants:
         expected = check if isinstance(check, Check) else check[contestant.name]

@@ -1,8 +1,11 @@
 """The machine under test: its name, the versions in use, and the ceilings that times are held against."""
 
+import ctypes
 import importlib.metadata
+import math
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,7 +21,7 @@ COPY_FLOATS = 64 << 20  # 256 MiB an array: far beyond any cache
 MATRIX_SIZE = 1536
 CEILING_REPEATS = 5
 COMMIT_VARIABLE = "EVOWORLD_COMMIT"  # says which commit a copy without history is
-PACKAGES = ("torch", "triton", "numpy", "warp-lang", "numba", "open3d-cpu")
+PACKAGES = ("torch", "triton", "numpy", "warp-lang", "numba", "open3d-cpu", "torch-harmonics")
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,19 @@ def measure_ceilings(
     target = torch.empty_like(source)
     seconds = _best(clock, lambda _: target.copy_(source))
     size = max(int(matrix_size * scale), 64)
-    matrix, product = torch.rand(size, size, device=device), torch.empty(size, size, device=device)
-    product_seconds = _best(clock, lambda _: torch.mm(matrix, matrix, out=product))
-    return Ceilings(2 * source.nbytes / seconds, 2 * size**3 / product_seconds)
+    return Ceilings(2 * source.nbytes / seconds, measure_products(torch.float32, size, device, clock))
+
+
+def measure_products(
+    dtype: torch.dtype,
+    size: int = MATRIX_SIZE,
+    device: str = "cpu",
+    clock: Callable[[Callable[[Any], Any], Any], float] = timed,
+) -> float:
+    """FLOP/s of the product of two square matrices; the best of five."""
+    matrix = torch.rand(size, size, device=device).to(dtype)
+    product = torch.empty_like(matrix)
+    return 2 * size**3 / _best(clock, lambda _: torch.mm(matrix, matrix, out=product))
 
 
 def describe() -> dict[str, str]:
@@ -66,6 +79,25 @@ def describe() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             facts[package] = "missing"
     return facts
+
+
+def peak_bytes(function: Callable[[], Any]) -> float:
+    """Most memory that a call takes beyond what the process held before, its results included; NaN except on Linux."""
+    process = Path("/proc/self")
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not serve the call unseen
+        (process / "clear_refs").write_text("5")  # sets the peak back to what is held now
+        before = _resident(process, "VmRSS")
+    except (OSError, AttributeError):
+        return math.nan
+    result = function()
+    peak = _resident(process, "VmHWM")
+    del result
+    return peak - before
+
+
+def _resident(process: Path, name: str) -> int:
+    return int(re.search(rf"{name}:\s+(\d+) kB", (process / "status").read_text())[1]) << 10
 
 
 def _best(clock, function) -> float:

@@ -13,7 +13,8 @@ from benchmarks.machine import Ceilings
 
 FLOOR_NOTE = (
     "Bytes and FLOPs are the least a case needs: each input read once, each output written once. "
-    "The fractions hold them, over the median time, against the measured ceilings below."
+    "The fractions hold them, over the median time, against the measured ceilings below (attention: against a matrix "
+    "product of its own dtype)."
 )
 
 
@@ -89,6 +90,7 @@ def row_cells(row: Row, ceilings: Ceilings) -> list[str]:
     """A row as cells under ROW_HEADER."""
     if row.refused:
         return [row.case, row.contestant, *["-"] * 6, f"refused: {row.refused}"]
+    peak = ceilings.flops_per_second if math.isnan(row.peak) else row.peak
     return [
         row.case,
         row.contestant,
@@ -97,7 +99,7 @@ def row_cells(row: Row, ceilings: Ceilings) -> list[str]:
         number(row.bytes / 1e6),
         percent(row.bytes / row.median / ceilings.copy_bytes_per_second),
         number(row.flops / 1e6),
-        percent(row.flops / row.median / ceilings.flops_per_second),
+        percent(row.flops / row.median / peak),
         row.note,
     ]
 

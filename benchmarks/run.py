@@ -6,13 +6,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import bench_memory, bench_threads, bench_volume_render, bench_voxel_scatter
+from benchmarks import (
+    attention,
+    bench_memory,
+    bench_sphere_attention,
+    bench_threads,
+    bench_volume_render,
+    bench_voxel_scatter,
+)
 from benchmarks.inputs import find_captures, remember
 from benchmarks.machine import describe, measure_ceilings
 from benchmarks.report import Report, markdown, write
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PARTS = ("scatter", "render", "threads", "memory", "quality")
+PARTS = ("scatter", "render", "attention", "threads", "memory", "quality")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,6 +62,9 @@ def run(arguments: argparse.Namespace) -> Report:
         "inputs rotated; a result is timed only after it agreed with the reference.",
         "512x1024 panoramas are 256x512 frames with each pixel repeated 2 x 2 along its own new ray; 16 channels are "
         "the colours, repeated. Each frame of voxel_scatter has the grid of its own points at 5 cm.",
+        "sphere_attention: tokens of a panorama with area weights, and a von Mises-Fisher bias of another width for "
+        f"each head (kappa from {attention.LEAST_KAPPA:g} to {attention.MOST_KAPPA:g}); a contestant that has run for "
+        f"{bench_sphere_attention.SECONDS_PER_CONTESTANT:g} s is out.",
         f"Quality: frames with {held_out} are held out, the others observed. Reprojection: nearest, z-buffered, holes "
         "black; a pixel without depth counts as an AbsRel of 1.",
     ]
@@ -79,6 +89,9 @@ def run(arguments: argparse.Namespace) -> Report:
         if "threads" in parts:
             progress("threads on a busy machine")
             add(bench_threads.run(world, repeats))
+    if "attention" in parts:
+        progress("sphere_attention")
+        add(bench_sphere_attention.run(repeats, report.missing, quick))
     if "memory" in parts:
         progress("observe and query")
         add(bench_memory.run_speed(captures[0], 4 if quick else 16))

@@ -65,15 +65,13 @@ class Context:
 
     @property
     def backends(self) -> list[str]:
-        """The compiled backends that serve this device's tensors here."""
-        wanted = ("cuda", "triton") if self.device.name == "cuda" else ("cpu",)
-        return [name for name in wanted if self.why_not(name) is None]
+        """The compiled backends that serve this device's tensors here, in both of the voxel ops."""
+        return self.backends_of("voxel_scatter", "volume_render")
 
-    def why_not(self, backend: str) -> str | None:
-        """Why a backend cannot serve the ops, None where it can."""
-        return next(
-            (reason for op in ("voxel_scatter", "volume_render") if (reason := ops.available(op)[backend])), None
-        )
+    def backends_of(self, *names: str) -> list[str]:
+        """The compiled backends that serve this device's tensors here in all of these ops, the best one first."""
+        wanted = ("cuda", "triton") if self.device.name == "cuda" else ("cpu",)
+        return [backend for backend in wanted if not any(ops.available(op)[backend] for op in names)]
 
     def height(self, rows: int) -> int:
         """Rows of a panorama."""

@@ -27,7 +27,7 @@ def run(context: Context) -> None:
     facts |= describe()
     context.findings.missing += [
         f"{op}, backend {name}: {reason}"
-        for op in ("voxel_scatter", "volume_render")
+        for op in ("voxel_scatter", "volume_render", "sphere_attention")
         for name, reason in ops.available(op).items()
         if reason
     ]

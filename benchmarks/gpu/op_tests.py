@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.gpu.build import Place
@@ -15,27 +16,39 @@ from benchmarks.gpu.stages import supervise, tail
 
 OTHERS = "others"  # tests that no backend is named in
 SHOWN_FAILURES = 20
-PARTS = 4  # processes a backend: much of the time goes into compiling Triton's kernels and the reference on the CPU
+PARTS = 4  # processes a suite: much of the time goes into compiling Triton's kernels and the reference on the CPU
 QUICK_EVERY = 6  # in a quick run: each sixth test
 HEADER = ["backend", "passed", "failed", "skipped", "seconds"]
 
 
-def run_tests(place: Place, backends: Sequence[str], required: Sequence[str], quick: bool, limit: float) -> Findings:
-    """Runs the tests of some backends; of the required ones at least one test must have run."""
-    of = PARTS * (QUICK_EVERY if quick else 1)
-    names = [f"tests_{backends[0]}_{part}" for part in range(PARTS)]
+@dataclass(frozen=True)
+class Suite:
+    """Tests of some backends, and the one of them of which a test must have run."""
+
+    name: str
+    backends: tuple[str, ...]
+    required: tuple[str, ...] = ()
+    select: str = ""  # pytest's -k
+    parts: int = PARTS
+    quick_every: int = QUICK_EVERY
+
+
+def run_tests(place: Place, suite: Suite, quick: bool, limit: float) -> Findings:
+    """Runs the tests of a suite in processes side by side."""
+    of = suite.parts * (suite.quick_every if quick else 1)
+    names = [f"tests_{suite.name}_{part}".replace(" ", "_") for part in range(suite.parts)]
     records, logs = ([place.work / f"{name}.{kind}" for name in names] for kind in ("jsonl", "log"))
 
     def run(part: int) -> str:
         records[part].unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "tests/ops", "-q", "-p", "no:cacheprovider"]
         command += ["-p", "benchmarks.gpu.pytest_plugin", "--record", str(records[part])]
-        command += ["--serve", ",".join(backends), "--part", f"{part}/{of}"]
+        command += ["--serve", ",".join(suite.backends), "--part", f"{part}/{of}", "-k", suite.select]
         return supervise(command, limit, logs[part], place.root, place.check_environment)
 
-    with ThreadPoolExecutor(PARTS) as pool:
-        problems = list(pool.map(run, range(PARTS)))
-    findings = summarize(records, required)
+    with ThreadPoolExecutor(suite.parts) as pool:
+        problems = list(pool.map(run, range(suite.parts)))
+    findings = summarize(records, suite.required)
     for problem, record, log in zip(problems, records, logs, strict=True):
         # 1: a failed test, which the record has. 5: a part without tests.
         if problem and not (problem == "exit code 1" and findings.failures) and problem != "exit code 5":

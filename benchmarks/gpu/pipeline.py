@@ -10,13 +10,19 @@ from functools import partial
 from benchmarks.gpu import build, op_tests, profile, sanitizer
 from benchmarks.gpu.build import Place
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.op_tests import Suite
 from benchmarks.gpu.stages import Budget, Outcome, Stage, run_stages, run_worker, supervise, tail
 
 FULL_SECONDS, QUICK_SECONDS, PROFILE_SECONDS = 470.0, 118.0, 80.0
 SANITIZERS, QUICK_SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck"), ("memcheck", "racecheck")
-TIMES = {"render": 90, "scatter": 80, "memory": 50, "compiled": 90}  # seconds at most
-QUICK_TIMES = {"render": 20, "scatter": 20, "memory": 15}
+TRITON_SANITIZERS = ("memcheck", "initcheck")  # barriers and shared memory are the compiler's
+TIMES = {"render": 90, "scatter": 80, "attention": 110, "memory": 50, "attention_peers": 110, "compiled": 90}
+QUICK_TIMES = {"render": 20, "scatter": 20, "attention": 35, "memory": 15}  # seconds at most
+# Stages of peers that are compiled when first used: what is not ready in the time there is says nothing of our kernels.
+MAY_BE_LATE = ("attention_compile", "attention_peers", "compiled")
 BUILD, CEILINGS = "build", "ceilings"
+# Each of its tests compiles kernels of its own, forward and backward: more processes, and in a quick run fewer tests.
+ATTENTION, ATTENTION_PARTS, ATTENTION_QUICK_EVERY = "sphere_attention", 8, 18
 
 
 @dataclass(frozen=True)
@@ -41,19 +47,29 @@ def plan(place: Place, options: Options, capability: tuple[int, int]) -> list[li
     first = [
         Stage(BUILD, limits[0], partial(build.build_libraries, place, capability)),
         Stage("ceilings build", limits[0], partial(build.build_ceilings, place, capability)),
+        _worker(place, options, "attention_compile", limits[0] / 2, without_libraries=True),
     ]
 
-    def tests(name: str, backends: Sequence[str], required: Sequence[str], needs: tuple[str, ...]) -> Stage:
-        return Stage(name, limits[1], lambda limit: op_tests.run_tests(place, backends, required, quick, limit), needs)
+    def tests(suite: Suite, *needs: str) -> Stage:
+        run = partial(op_tests.run_tests, place, suite, quick)
+        return Stage(f"tests of {suite.name}", limits[1], run, needs)
 
+    attention = Suite(
+        f"{ATTENTION} by Triton", ("triton",), ("triton",), ATTENTION, ATTENTION_PARTS, ATTENTION_QUICK_EVERY
+    )
     checks = [
         _worker(place, options, "machine", limits[1]),  # it says which backends are missing: not before the build
-        tests("tests of the CUDA kernels", ("cuda",), ("cuda",), (BUILD,)),
-        tests("tests of the Triton kernels", ("triton",), ("triton",), ()),
-        tests("tests of no GPU backend", (op_tests.OTHERS,), (), ()),
+        tests(Suite("the CUDA kernels", ("cuda",), ("cuda",)), BUILD),
+        tests(Suite("the Triton kernels", ("triton",), ("triton",), f"not {ATTENTION}")),
+        tests(attention),
+        tests(Suite("no GPU backend", (op_tests.OTHERS,))),
         *(
             Stage(f"compute-sanitizer {tool}", limits[1], partial(sanitizer.sanitize, place, tool, "cuda"), (BUILD,))
             for tool in tools
+        ),
+        *(
+            Stage(f"compute-sanitizer {tool}, Triton", limits[1], partial(sanitizer.sanitize, place, tool, "triton"))
+            for tool in (() if quick else TRITON_SANITIZERS)
         ),
         Stage("machine code", limits[1], partial(build.read_machine_code, place), (BUILD,)),
     ]
@@ -78,14 +94,16 @@ def _times(place: Place, options: Options) -> list[list[Stage]]:
     return [[_worker(place, options, name, limit)] for name, limit in limits.items()]
 
 
-def _worker(place: Place, options: Options, name: str, limit: float) -> Stage:
+def _worker(place: Place, options: Options, name: str, limit: float, without_libraries: bool = False) -> Stage:
     def run(seconds: float) -> Findings:
         rates = place.work / "rates.json"
         arguments = [*options.worker_arguments, "--rates", rates.read_text() if rates.is_file() else "{}"]
         environment = place.environment if options.device == "cuda" else None
+        if without_libraries:  # while they are being built
+            environment = {**place.environment, "EVOWORLD_LIBRARY_DIR": "none"}
         found = run_worker(f"benchmarks.gpu.{name}", arguments, seconds, place.work, place.root, environment)
-        if name == "compiled":  # what a peer does not compile in the time there is says nothing of the kernels
-            late = [failure for failure in found.failures if failure.startswith("compiled: stopped after")]
+        if name in MAY_BE_LATE:
+            late = [failure for failure in found.failures if failure.startswith(f"{name}: stopped after")]
             found.failures = [failure for failure in found.failures if failure not in late]
             found.missing += [failure.splitlines()[0] for failure in late]
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 
 from benchmarks.gpu.build import Place
@@ -11,6 +12,7 @@ from benchmarks.gpu.findings import Findings, Table
 from benchmarks.gpu.machine_code import find_tool
 from benchmarks.gpu.stages import NotThere, supervise, tail
 
+REGISTERS = "launch__registers_per_thread"
 METRICS = {
     "gpu__time_duration.sum": "time",
     "sm__throughput.avg.pct_of_peak_sustained_elapsed": "SM %",
@@ -19,17 +21,19 @@ METRICS = {
     "dram__throughput.avg.pct_of_peak_sustained_elapsed": "DRAM %",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "warps %",
     "smsp__issue_active.avg.pct_of_peak_sustained_active": "issue %",
+    REGISTERS: "registers",
 }
-LAUNCHES = 40
+KERNELS = "voxel_scatter|volume_render|bricks|sphere_attention"
+LAUNCHES = 60
 
 
 def profile(place: Place, limit: float) -> Findings:
-    """Runs the two ops' quick sizes under ncu; each kernel once."""
+    """Runs the ops' quick sizes under ncu; each kernel once."""
     ncu = find_tool("ncu")
     if ncu is None:
         raise NotThere("ncu was not found; it comes with the CUDA toolkit")
     log = place.work / "profile.log"
-    command = [ncu, "--csv", "--page", "raw", "--kernel-name", "regex:voxel_scatter|volume_render|bricks"]
+    command = [ncu, "--csv", "--page", "raw", "--kernel-name", f"regex:{KERNELS}"]
     command += ["--launch-count", str(LAUNCHES), "--metrics", ",".join(METRICS), "--clock-control", "none"]
     command += [sys.executable, "-m", "benchmarks.gpu.profiled"]
     problem = supervise(command, limit, log, place.root, place.environment)
@@ -47,9 +51,10 @@ def read_csv(text: str) -> list[list[str]]:
         return []
     header, units, *values = csv.reader(io.StringIO("\n".join(lines)))
     unit = dict(zip(header, units, strict=False))
-    rows: dict[str, list[str]] = {}
+    rows: dict[tuple[str, str], list[str]] = {}  # Triton calls all instances of a kernel by one name
     for value in values:
         record = dict(zip(header, value, strict=False))
-        cells = [f"{record[name]} {unit[name]}".removesuffix(" %") for name in METRICS if name in record]
-        rows.setdefault(record["Kernel Name"][:90], cells)
-    return [[name, *cells] for name, cells in rows.items()]
+        shown = [f"{record[name]} {unit[name]}" for name in METRICS if name in record]
+        cells = [re.sub(r" (%|register/thread)?$", "", cell) for cell in shown]
+        rows.setdefault((record["Kernel Name"][:90], record.get(REGISTERS, "")), cells)
+    return [[name, *cells] for (name, _), cells in rows.items()]

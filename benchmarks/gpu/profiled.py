@@ -1,8 +1,10 @@
-"""Both ops at full size, forward and backward, once each by the best backend: what ncu is pointed at."""
+"""The ops at full size, forward and backward, once each by the best backend: what ncu is pointed at."""
 
 import sys
+from functools import partial
 
-from benchmarks.gpu import render, scatter
+from benchmarks.attention import attend, both_ways
+from benchmarks.gpu import attention, render, scatter
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import open_device
 from benchmarks.gpu.scene import hall
@@ -21,6 +23,11 @@ def main(device: str = "cuda", tiny: bool = False) -> int:
         render.render(view, backend)
         for wanted in render.BACKWARD.values():
             render.gradients(view.graph(backend, wanted))
+    for backend in attention.served(context)[:1]:
+        for size in attention.LONG_SIZES:
+            tokens = attention.prepare(context, size)[0]
+            both_ways(partial(attend, backend=backend), tokens)
+            attend(tokens, radius=attention.RADIUS, backend=backend)
     return 0
 
 

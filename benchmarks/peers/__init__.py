@@ -7,6 +7,7 @@ HOW_TO_GET = {
     "warp_splat": "pip install warp-lang",
     "numba_splat": "pip install numba",
     "nerfacc_render": "pip install nerfacc (it compiles itself with nvcc when first used)",
+    "torch_harmonics_attention": "pip install --no-deps torch-harmonics, in the version built for this torch",
     "open3d_raycast": "pip install open3d-cpu, and the system's libusb-1.0 (apt-get install libusb-1.0-0)",
 }
 

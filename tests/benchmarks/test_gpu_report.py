@@ -10,6 +10,8 @@ from benchmarks.gpu import pipeline, results
 from benchmarks.gpu.findings import Findings, Table
 from benchmarks.gpu.stages import Outcome
 
+NEAR = "cpu, 30 degrees"
+
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
@@ -23,7 +25,7 @@ def test_a_dry_run_finds_nothing_wrong(dry_run):
     code, folder = dry_run
     document = json.loads((folder / "gpu.json").read_text())
     assert [(s["name"], s["status"]) for s in document["stages"]] == [
-        (name, "passed") for name in ("machine", "ceilings", "render", "scatter", "memory", "compiled")
+        (name, "passed") for name in ("machine", "ceilings", *pipeline.TIMES)
     ], document["stages"]
     assert code == 0 and not document["failed"]
     assert [row for row in document["rows"] if row["refused"]] == []
@@ -46,6 +48,16 @@ def test_a_dry_run_times_every_op_both_ways_against_its_floor(dry_run):
     assert ("voxel_scatter 512x1024, C = 16 float16, forward", "cpu, deterministic") in rows
     assert ("Memory 512x1024, C = 16", "observe, wall") in rows
     assert any(case.startswith("SparseGrid") for case, _ in rows)
+    for width in (64, 128):
+        case = f"sphere_attention 16 x 2048, N = 16, D = {width} bfloat16"
+        forward, backward = rows[f"{case}, forward", "cpu"], rows[f"{case}, backward", "cpu"]
+        assert forward["flops"] == 4 * 2 * 2 * 32 * 32 * width  # of 2 x 2 x 32 tokens: no columns of the bias count
+        assert backward["flops"] == 2.5 * forward["flops"] and backward["bytes"] > forward["bytes"]
+        for peer in ("SDPA", "SDPA, folded", "SDPA, dense bias", "cpu, no bias"):
+            assert rows[f"{case}, forward", peer]["flops"] == forward["flops"]
+        assert rows[f"{case}, backward", "SDPA, folded"]["peak"] == document["rates"]["bfloat16 FLOP/s"]
+    whole, near = (rows["sphere_attention 1 x 32768, N = 16, D = 64 bfloat16, forward", c] for c in ("cpu", NEAR))
+    assert 0 < near["flops"] < whole["flops"] / 4
     assert any(contestant == "torch.compile" for _, contestant in rows)
 
 
@@ -61,18 +73,36 @@ def test_a_dry_run_holds_the_targets_of_the_project(dry_run):
         "Memory 512x1024, C = 16: observe": 0.5,
         "Memory 512x1024, C = 16: query": 0.5,
         "voxel_scatter 512x1024, C = 16 float16, forward (torch.compile): torch.compile of the reference / cpu": 10.0,
+        **{
+            f"sphere_attention {length}, N = 16, D = {width} bfloat16, {claim}": limit
+            for length in ("1 x 32768", "16 x 2048")
+            for width, limits in ((64, (400.0, 280.0, 1.12)), (128, (450.0, 340.0, 1.06)))
+            for claim, limit in zip(
+                (
+                    "forward by cpu",
+                    "backward by cpu",
+                    "forward by cpu: with the bias / without",
+                    "forward: SDPA without bias / cpu",
+                ),
+                (*limits, 0.9),
+                strict=True,
+            )
+        },
+        "sphere_attention 1 x 32768, N = 16, D = 64 bfloat16, forward (FlexAttention): FlexAttention / cpu": 1.3,
+        "sphere_attention 180x360, one head of 64 bfloat16, forward: SDPA, log weights as a mask / cpu": 30.0,
     }
     assert {claim: targets[claim]["limit"] for claim in limits} == limits
     assert all(targets[claim]["verdict"] in ("met", "missed") for claim in limits)
     memory = [target for claim, target in targets.items() if "peak memory" in claim]
-    assert len(memory) == 2 and all(target["verdict"] == "not measured" for target in memory)
+    assert len(memory) == 4 and all(target["verdict"] == "not measured" for target in memory)
 
 
 def test_a_dry_run_can_be_read(dry_run):
     folder = dry_run[1]
     assert sorted(path.name for path in folder.iterdir()) == ["gpu.json", "gpu.log", "gpu.md"]
     text = (folder / "gpu.md").read_text()
-    for title in ("Stages", "Against the targets", "Times", "Ceilings", "Notes", "Machine"):
+    titles = ("Stages", "Against the targets", "Times", "Ceilings", "sphere_attention, TFLOP/s", "Notes", "Machine")
+    for title in titles:
         assert f"\n## {title}\n" in text
     assert "## Failures" not in text
     document = json.loads((folder / "gpu.json").read_text())

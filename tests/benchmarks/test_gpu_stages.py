@@ -155,12 +155,14 @@ def place(tmp_path):
 
 def test_the_plan_for_a_gpu(place):
     groups = [[stage.name for stage in group] for group in pipeline.plan(place, pipeline.Options(), (9, 0))]
-    assert groups[0] == ["build", "ceilings build"]  # what is missing is known once it is built
+    assert groups[0] == ["build", "ceilings build", "attention_compile"]  # what is missing is known once it is built
     checks = {"machine", "tests of the CUDA kernels", "tests of the Triton kernels", "compute-sanitizer memcheck"}
     assert checks < set(groups[1])
-    assert groups[2:] == [["ceilings"], ["render"], ["scatter"], ["memory"], ["compiled"]]
+    assert {"tests of sphere_attention by Triton", "compute-sanitizer memcheck, Triton"} < set(groups[1])
+    times = ["render", "scatter", "attention", "memory", "attention_peers", "compiled"]
+    assert groups[2:] == [["ceilings"], *([name] for name in times)]
     quick = pipeline.plan(place, pipeline.Options(quick=True), (9, 0))
-    assert [group[0].name for group in quick[2:]] == ["ceilings", "render", "scatter", "memory"]
+    assert [group[0].name for group in quick[2:]] == ["ceilings", "render", "scatter", "attention", "memory"]
     assert pipeline.plan(place, pipeline.Options(profile=True), (9, 0))[-1][0].name == "profile"
 
 
@@ -170,14 +172,17 @@ def test_the_architecture_of_a_card(capability, entry):
 
 
 def test_the_peers_that_compile_too_long_are_no_failure(place, monkeypatch):
-    def late(*_):
-        return Findings(failures=["compiled: stopped after 90 s; the end of its output:\nmore", "wrong"])
+    def late(module, *_):
+        name = module.removeprefix("benchmarks.gpu.")
+        return Findings(failures=[f"{name}: stopped after 90 s; the end of its output:\nmore", "wrong"])
 
     monkeypatch.setattr(pipeline, "run_worker", late)
-    *_, (compiled,) = pipeline.plan(place, pipeline.Options(), (9, 0))
-    found = compiled.run(90)
-    assert found.failures == ["wrong"]
-    assert found.missing == ["compiled: stopped after 90 s; the end of its output:"]
+    stages = {s.name: s for group in pipeline.plan(place, pipeline.Options(), (9, 0)) for s in group}
+    for name in ("compiled", "attention_peers"):
+        found = stages[name].run(90)
+        assert found.failures == ["wrong"]
+        assert found.missing == [f"{name}: stopped after 90 s; the end of its output:"]
+    assert len(stages["attention"].run(90).failures) == 2
 
 
 def test_a_build_that_leaves_the_cuda_library_out_fails(place, monkeypatch, tmp_path):
@@ -237,17 +242,36 @@ def test_the_verdict_of_a_sanitizer(place, monkeypatch, tmp_path, text, code, fa
     tool = program(tmp_path, "compute-sanitizer", f"print({text!r}); raise SystemExit({code})")
     monkeypatch.setattr(sanitizer, "find_tool", lambda name: str(tool))
     found = sanitizer.sanitize(place, "memcheck", "cuda", 30)
-    assert found.tables[0].rows[0][1].startswith(result)
+    assert found.tables[0].rows[0][2].startswith(result)
     assert bool(found.failures) == failed and (not failed or text in found.failures[0])
 
 
+def test_what_a_sanitizer_looks_at(place, monkeypatch, tmp_path):
+    """Of Triton's kernels those without a CUDA twin; CUDA kernels by the namespace that is in all of their names."""
+    tool = program(tmp_path, "compute-sanitizer", "import sys; print('= ERROR SUMMARY:', *sys.argv[1:])")
+    monkeypatch.setattr(sanitizer, "find_tool", lambda name: str(tool))
+    for backend, kernels, ops in (
+        ("cuda", "kns=evoworld", "voxel_scatter volume_render"),
+        ("triton", "kns=sphere_attention", "sphere_attention"),
+    ):
+        (row,) = sanitizer.sanitize(place, "memcheck", backend, 30).tables[0].rows
+        assert row[:2] == ["memcheck", backend]
+        assert f"--kernel-name {kernels} " in row[2] and row[2].endswith(f"--backend {backend} --ops {ops}")
+
+
 def test_initcheck_is_about_our_kernels(place, monkeypatch, tmp_path):
-    for kernel, failed in (("at::native::fill_kernel", False), ("evoworld::some_kernel", True)):
+    for backend, kernel, failed in (
+        ("cuda", "at::native::fill_kernel", False),
+        ("cuda", "evoworld::some_kernel", True),
+        ("triton", "at::native::fill_kernel", False),
+        ("triton", "sphere_attention_forward_kernel", True),
+    ):
         text = f"========= Uninitialized read\n=========     at {kernel}(int)\n========= ERROR SUMMARY: 1 error"
         tool = program(tmp_path, "compute-sanitizer", f"print({text!r}); raise SystemExit(66)")
         monkeypatch.setattr(sanitizer, "find_tool", lambda name, tool=tool: str(tool))
-        found = sanitizer.sanitize(place, "initcheck", "cuda", 30)
-        assert bool(found.failures) == failed and found.tables[0].rows == [["initcheck", "ERROR SUMMARY: 1 error"]]
+        found = sanitizer.sanitize(place, "initcheck", backend, 30)
+        assert bool(found.failures) == failed
+        assert found.tables[0].rows == [["initcheck", backend, "ERROR SUMMARY: 1 error"]]
 
 
 def test_a_sanitizer_that_is_not_there_or_refuses_the_card_is_said(place, monkeypatch, tmp_path):
@@ -262,11 +286,22 @@ def test_a_sanitizer_that_is_not_there_or_refuses_the_card_is_said(place, monkey
 
 def test_what_ncu_prints_is_read():
     names = ["ID", "Kernel Name", *profile.METRICS]
-    units = ["", "", "us", *["%"] * (len(profile.METRICS) - 1)]
-    values = ["0", "voxel_scatter_forward_kernel<Half, 16, 8>", "31.5", *map(str, range(len(profile.METRICS) - 1))]
-    lines = [",".join(f'"{cell}"' for cell in row) for row in (names, units, values, values)]
+    units = ["", "", "us", *["%"] * (len(profile.METRICS) - 2), "register/thread"]
+    percents = [str(number) for number in range(len(profile.METRICS) - 2)]
+    kernel, triton = "voxel_scatter_forward_kernel<Half, 16, 8>", "sphere_attention_forward_kernel"
+    values = [
+        ["0", kernel, "31.5", *percents, "40"],
+        ["1", kernel, "31.6", *percents, "40"],
+        ["2", triton, "12.5", *percents, "168"],
+        ["3", triton, "25.5", *percents, "255"],  # another width
+    ]
+    lines = [",".join(f'"{cell}"' for cell in row) for row in (names, units, *values)]
     rows = profile.read_csv("==PROF== Connected to process 1\n" + "\n".join(lines) + "\ndone\n")
-    assert rows == [["voxel_scatter_forward_kernel<Half, 16, 8>", "31.5 us", "0", "1", "2", "3", "4", "5"]]
+    assert rows == [
+        [kernel, "31.5 us", *percents, "40"],
+        [triton, "12.5 us", *percents, "168"],
+        [triton, "25.5 us", *percents, "255"],
+    ]
     assert profile.read_csv("==ERROR== no permission") == []
 
 
@@ -336,12 +371,12 @@ def test_the_test_that_the_process_died_of_is_named(tmp_path, place, monkeypatch
     assert op_tests._last_begun(record).endswith("test_of_no_backend")
 
     def die(command, limit, log, *_):
-        if log.stem != "tests_cuda_1":
+        if log.stem != "tests_a_suite_1":
             return "exit code 5"  # no tests in this part
         record.rename(log.with_suffix(".jsonl"))
         return "exit code 7"
 
     monkeypatch.setattr(op_tests, "supervise", die)
-    found = op_tests.run_tests(place, ["cuda"], ["cuda"], False, 60)
+    found = op_tests.run_tests(place, op_tests.Suite("a suite", ("cuda",), ("cuda",)), False, 60)
     assert found.failures[0] == "no test ran on backend cuda" and len(found.failures) == 2
     assert "pytest: exit code 7 in" in found.failures[-1] and "test_of_no_backend" in found.failures[-1]
