@@ -12,9 +12,9 @@ from torch import Tensor
 from .launch import FEATURE_TYPES, check_tensor, device_of, single
 from .sphere_attention_columns import EMPTY, MASKED, columns_of, key_places, query_places, split_scale
 from .sphere_attention_configs import capability_of, config, exact
-from .sphere_attention_pairs import LOG2_E, dots, load_columns, load_signed, products, tile_rows
+from .sphere_attention_pairs import LOG2_E, dots, load_columns, load_signed, products, store_tile, tile_rows
 from .sphere_attention_tiles import tile_lists
-from .token_rows import head_rows, load_pieces, rows_from, rows_of, store_pieces, unit_of, whole_vectors, zero_pieces
+from .token_rows import head_rows, load_pieces, rows_from, rows_of, unit_of, whole_vectors, zero_pieces
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -156,13 +156,19 @@ def sphere_attention_forward_kernel(
     mean = ()
     for i in tl.static_range(len(sums)):
         mean += (sums[i] * (1.0 / total)[:, None],)
-    exists = tile * BLOCK_L + tl.arange(0, BLOCK_L) < queries.num_tokens
-    store_pieces(head_rows(output, batch, head, OUTPUT_UNIT), row, exists, mean, DV, OUTPUT_UNIT)
+    store_tile(head_rows(output, batch, head, OUTPUT_UNIT), queries, tile, mean, 1.0, DV, DV, OUTPUT_UNIT)
     logarithm = (top + tl.log2(total)) * LN_2
     if zonal is not None:
         logarithm += tl.load(zonal + head * ZONAL)
-    of_head = lse + (batch * heads + head) * queries.num_tokens
-    tl.store(of_head + row, tl.where(alone, float("-inf"), logarithm), mask=exists)
+    first = tile * BLOCK_L
+    row = tl.arange(0, BLOCK_L)
+    exists = row < queries.num_tokens - first
+    lse += (batch * heads + head) * queries.num_tokens
+    if queries.order is None:
+        lse += first
+    else:
+        row = tl.load(queries.order + first + row, mask=exists, other=0)
+    tl.store(lse + row, tl.where(alone, float("-inf"), logarithm), mask=exists)
 
 
 def sphere_attention(
@@ -191,7 +197,7 @@ def sphere_attention(
             key, value = key.index_select(2, key_order), value.index_select(2, key_order)
         query, key, value = whole_vectors(query), whole_vectors(key), whole_vectors(value)
         precise, ranged = exact(query.dtype), radius is not None
-        work = config("forward", max(width, value_width), query.dtype, capability_of(query.device), ranged)
+        work = config(max(width, value_width), query.dtype, capability_of(query.device), ranged)
         sign, size = split_scale(scale)
         columns = columns_of(zonal, key_log_weight, precise)
         at = query_places(query_directions, query_order, zonal, size, columns, ranged)
@@ -255,5 +261,5 @@ def check_rows(name: str, rows: Tensor, shape: tuple[int, ...], dtype: torch.dty
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(rows.shape)}")
     if rows.dtype != dtype or dtype not in FEATURE_TYPES:
         raise ValueError(f"{name}: expected {' or '.join(map(str, FEATURE_TYPES))} as query, got {rows.dtype}")
-    if rows.stride(-1) != 1:
+    if rows.numel() and rows.stride(-1) != 1:
         raise ValueError(f"{name}: expected contiguous rows, got strides {rows.stride()}")

@@ -148,7 +148,7 @@ def sphere_attention_backward(
 
         by_place = lse.new_empty(batch, heads, keys.num_places) if wants_key_log_weight else None
         if num_keys and (wants_key_value or wants_key_log_weight):
-            work = backward_config("key", wider, query.dtype, capability)
+            work = backward_config("key", wider, query.dtype, capability, ranged)
             lists = tile_lists(keys, work.block_s, queries, work.block_l, max_chord2) if ranged else None
             for first in batches:
                 grid = triton.cdiv(num_keys, work.block_s), heads, min(batch - first, _MAX_GRID)
@@ -172,7 +172,7 @@ def sphere_attention_backward(
                     **_launch_options(work),
                 )
 
-        work = backward_config("query", wider, query.dtype, capability)
+        work = backward_config("query", wider, query.dtype, capability, ranged)
         tiles = triton.cdiv(num_queries, work.block_l)
         by_tile = lse.new_empty(batch, heads, tiles, columns.width) if by_columns else None
         if tiles and (wants_query or by_columns):
@@ -198,7 +198,8 @@ def sphere_attention_backward(
     d_zonal = _zonal_gradient(zonal, lse, d_lse, by_tile, columns) if wants_zonal else None
     d_log_weight = _in_order(by_place.sum((0, 1))[:num_keys], key_order) if wants_key_log_weight else None
     found = (d_query, d_key, d_value, d_zonal, d_log_weight)
-    return tuple(query.new_empty(0) if gradient is None else gradient for gradient in found)
+    kinds = (query, query, query, lse, lse)
+    return tuple(kind.new_empty(0) if gradient is None else gradient for kind, gradient in zip(kinds, found))
 
 
 def _gradient(like: Tensor, rows: int, width: int) -> Tensor:  # [B, N, rows, width]

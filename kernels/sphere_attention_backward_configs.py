@@ -20,10 +20,10 @@ _TABLE = {
             120: Config(64, 128, 8, 2),
         },
         (16, 128): {
-            80: Config(32, 64, 8, 2),
+            80: Config(32, 64, 4, 2),
             90: Config(64, 128, 8, 2),
             100: Config(32, 128, 8, 2),
-            120: Config(32, 64, 8, 2),
+            120: Config(32, 64, 4, 2),
         },
         (32, 64): {80: Config(32, 64, 8, 1)},
         (32, 128): {80: Config(16, 32, 8, 1)},
@@ -35,12 +35,17 @@ _TABLE = {
         (32, 128): {80: Config(64, 16, 8, 1)},
     },
 }
+_WITH_RADIUS = {
+    ("key", 16, 128): {80: Config(16, 64, 4, 2), 120: Config(16, 64, 4, 2)}
+}  # instead: masks take registers
 _INTERPRETED = Config(64, 64, 8, 1)  # the interpreter takes as long for a tile of any size
 
 
-def backward_config(kernel: str, width: int, dtype: torch.dtype, capability: int) -> Config:
+def backward_config(kernel: str, width: int, dtype: torch.dtype, capability: int, ranged: bool) -> Config:
     """The configuration of "key" or "query" for the wider of D and Dv; capability: 90."""
     if INTERPRETED:
         return _INTERPRETED
-    table = _TABLE[kernel][8 * dtype.itemsize, 64 if width <= 64 else 128]
-    return table[max((known for known in table if known <= capability), default=min(table))]
+    bits, widest = 8 * dtype.itemsize, 64 if width <= 64 else 128
+    table = _TABLE[kernel][bits, widest]
+    known = max((arch for arch in table if arch <= capability), default=min(table))
+    return _WITH_RADIUS.get((kernel, bits, widest), {}).get(known, table[known]) if ranged else table[known]

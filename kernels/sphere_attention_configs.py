@@ -18,10 +18,11 @@ class Config(NamedTuple):
     num_stages: int  # of the pipeline that loads the next tiles
 
 
-# By (bits of the storage, width up to), then architecture from; "backward_key" loops over queries, "backward_query"
-# over keys.
+# By (bits of the storage, width up to), then architecture from. A wider tile of keys means fewer instructions a
+# logit; two blocks on a multiprocessor (sm_90, width 64) overlap products and exponentials; the mask of a radius takes
+# registers; sm_86 and sm_120 have 99 KiB of shared memory.
 _TABLE = {
-    "forward": {
+    "dense": {
         (16, 64): {
             80: Config(128, 64, 8, 2),
             90: Config(128, 64, 4, 3),
@@ -29,38 +30,24 @@ _TABLE = {
             120: Config(128, 64, 8, 2),
         },
         (16, 128): {80: Config(128, 32, 8, 2), 90: Config(128, 128, 8, 2), 120: Config(128, 32, 8, 2)},
-        (32, 64): {80: Config(64, 32, 4, 2)},
-        (32, 128): {80: Config(64, 32, 4, 1)},
+        (32, 64): {80: Config(64, 16, 8, 2)},
+        (32, 128): {80: Config(64, 16, 8, 2)},
     },
-    "forward_radius": {
+    "radius": {
         (16, 64): {80: Config(128, 64, 8, 2), 90: Config(128, 64, 8, 3), 120: Config(128, 64, 8, 2)},
         (16, 128): {80: Config(128, 32, 8, 2), 90: Config(128, 64, 8, 2), 120: Config(128, 32, 8, 2)},
-        (32, 64): {80: Config(64, 32, 4, 2)},
-        (32, 128): {80: Config(64, 32, 4, 1)},
-    },
-    "backward_key": {
-        (16, 64): {80: Config(64, 128, 8, 2)},
-        (16, 128): {80: Config(64, 128, 8, 2)},
-        (32, 64): {80: Config(32, 64, 4, 1)},
-        (32, 128): {80: Config(32, 32, 4, 1)},
-    },
-    "backward_query": {
-        (16, 64): {80: Config(128, 64, 8, 2)},
-        (16, 128): {80: Config(128, 64, 8, 2)},
-        (32, 64): {80: Config(64, 32, 4, 1)},
-        (32, 128): {80: Config(32, 32, 4, 1)},
+        (32, 64): {80: Config(64, 32, 8, 2)},
+        (32, 128): {80: Config(64, 16, 8, 2)},
     },
 }
 _INTERPRETED = Config(64, 64, 4, 1)  # the interpreter takes as long for a tile of any size
 
 
-def config(kernel: str, width: int, dtype: torch.dtype, capability: int, ranged: bool = False) -> Config:
-    """The configuration of "forward", "backward_key" or "backward_query" for the wider of D and Dv; capability: 90."""
+def config(width: int, dtype: torch.dtype, capability: int, ranged: bool) -> Config:
+    """The forward's configuration for the wider of D and Dv, with or without a radius; capability: 90."""
     if INTERPRETED:
         return _INTERPRETED
-    if ranged and f"{kernel}_radius" in _TABLE:
-        kernel += "_radius"
-    table = _TABLE[kernel][8 * dtype.itemsize, 64 if width <= 64 else 128]
+    table = _TABLE["radius" if ranged else "dense"][8 * dtype.itemsize, 64 if width <= 64 else 128]
     return table[max((known for known in table if known <= capability), default=min(table))]
 
 

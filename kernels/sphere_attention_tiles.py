@@ -15,6 +15,7 @@ from .sphere_attention_columns import FAR, PLACE_BLOCK, Places
 SLACK = tl.constexpr(1e-5)  # of a distance on the unit sphere: much more than rounding
 RUN = tl.constexpr(16)  # places that share a ball: a tile's tokens along a curve do not fill one ball
 _SCAN = 32  # tiles that one step of the search looks at
+_SCAN_WARPS = 8
 
 
 class TileLists(NamedTuple):
@@ -53,6 +54,7 @@ def tile_lists(
                 ROW_RUNS=row_block // RUN.value,
                 COLUMN_RUNS=column_block // RUN.value,
                 BLOCK=_SCAN,
+                num_warps=_SCAN_WARPS,
             )
     return TileLists(lists, inside, met, width)
 

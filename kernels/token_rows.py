@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .matmul import narrow
 from .sphere_attention_configs import pieces
 
 VECTOR_BYTES = 16  # of one load
@@ -132,19 +131,3 @@ def load_pieces(
         else:
             result += (tl.load(pointers, mask=exists[:, None] & (column < WIDTH)[None, :], other=0.0),)
     return result
-
-
-@triton.jit
-def store_pieces(
-    of_head,  # from head_rows
-    row,  # [M]
-    exists,  # [M] bool
-    values,  # tile [M, WIDTH] in pieces, float32
-    WIDTH: tl.constexpr,
-    UNIT: tl.constexpr,
-):
-    for i in tl.static_range(len(pieces(WIDTH))):
-        column = piece_start(WIDTH, i) + tl.arange(0, piece_width(WIDTH, i))
-        pointers = piece_pointers(of_head, row, column, UNIT)
-        mask = exists[:, None] if is_whole(WIDTH, i) else exists[:, None] & (column < WIDTH)[None, :]
-        tl.store(pointers, narrow(values[i], pointers.dtype.element_ty), mask=mask)

@@ -4,7 +4,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.machine_code import find_tool
+from benchmarks.report import table
 
 triton = pytest.importorskip("triton", reason="triton is not installed; it comes with torch on GPU machines")
 
@@ -22,6 +23,11 @@ from evoworld.kernels.token_rows import Rows  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+SOURCE = Path(__file__).resolve().parents[2]
+MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+MUFU = 16  # exponentials, and
+LANES = 128  # instructions of a thread, and
+PRODUCTS = 2048  # multiply-adds of half precision, that a multiprocessor of sm_90 does in a cycle
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 LISTS = TileLists("*i32", "*i32", "*i32", "i32")
 _LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)([^;]*);")
@@ -128,10 +134,41 @@ def _read(result: object, arch: int, work: Config) -> Code:
 def _loops(lines: list[tuple[int, str, str]], work: Config) -> list[Loop]:
     spans = []
     for address, opcode, operands in lines:
-        target = re.search(r"0x([0-9a-f]+)\s*$", operands) if opcode.startswith("BRA") else None
+        target = re.search(r"0x([0-9a-f]+)\s*(?:[&?].*)?$", operands) if opcode.startswith("BRA") else None
         if target and int(target[1], 16) <= address:
             spans.append((int(target[1], 16), address))
     inner = [a for a in spans if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     bodies = [Counter(opcode for address, opcode, _ in lines if first <= address <= last) for first, last in inner]
     logits = work.block_l * work.block_s / (32 * work.num_warps)
     return [Loop(body, logits) for body in bodies if any("MMA" in opcode or "FFMA" in opcode for opcode in body)]
+
+
+def products(loop) -> float:
+    """Multiply-adds of HGMMA for a logit of a whole tile, counted from their shapes such as 64x128x16."""
+    found = 0
+    for opcode, number in loop.instructions.items():
+        if opcode.startswith("HGMMA"):
+            m, n, k = map(int, opcode.split(".")[1].split("x"))
+            found += number * m * n * k / 128  # by the threads of a warp group, as logits are counted
+    return found / loop.logits
+
+
+def write_table(name: str, builds: Sequence, compiled: Callable[..., Code]) -> None:
+    """Prints a table of builds and writes it to build/NAME.md; of sm_90 also the cycles of a logit on each unit."""
+    header = ["build", "L x S", "warps", "stages", "registers", "spilled", "shared", "a logit", "MUFU", "cycles"]
+    rows = []
+    for build in builds:
+        code, work = compiled(build), build.work
+        for loop in code.loops:
+            cycles = ""
+            if build.arch == 90 and build.dtype != torch.float32:
+                times = products(loop) / PRODUCTS, loop.per_logit("MUFU") / MUFU, loop.per_logit() / LANES
+                cycles = "matrix {:.3f}, exp {:.3f}, issue {:.3f}".format(*times)
+            sizes = [f"{work.block_l} x {work.block_s}", work.num_warps, work.num_stages]
+            counts = [code.registers, code.spills, code.shared]
+            numbers = [f"{loop.per_logit():.2f}", f"{loop.per_logit('MUFU'):.2f}", cycles]
+            rows.append([str(build), *map(str, sizes + counts), *numbers])
+    lines = table(header, rows)
+    print("\n".join(lines))
+    if (SOURCE / "build").is_dir():
+        (SOURCE / "build" / f"{name}.md").write_text("\n".join(lines) + "\n")

@@ -5,29 +5,31 @@ build/sphere_attention_code.md, and printed by `pytest -rP`.
 """
 
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
 from benchmarks.gpu.machine_code import LIMITS, RESERVED_SHARED, find_tool
-from benchmarks.report import table
 
 pytest.importorskip("triton", reason="triton is not installed; it comes with torch on GPU machines")
 
 from evoworld.kernels import sphere_attention_configs as configs
 from evoworld.kernels.matmul import INTERPRETED
 
-from tests.kernels.attention_code import LISTS, Code, compile_kernel, places_type, rows_type
+from tests.kernels.attention_code import (
+    LISTS,
+    MATRIX_UNITS,
+    Code,
+    compile_kernel,
+    places_type,
+    products,
+    rows_type,
+    write_table,
+)
 
-SOURCE = Path(__file__).resolve().parents[2]
 HALF, BFLOAT, SINGLE = torch.float16, torch.bfloat16, torch.float32
-MATRIX_UNITS = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 MOST_INSTRUCTIONS = {64: 10.0, 128: 10.0}  # a logit, by width, on sm_90 with a bias of degree 1
-MUFU = 16  # exponentials, and
-LANES = 128  # instructions of a thread, and
-PRODUCTS = 2048  # multiply-adds of half precision, that a multiprocessor of sm_90 does in a cycle
 
 pytestmark = [
     pytest.mark.skipif(bool(INTERPRETED), reason="TRITON_INTERPRET=1: kernels are interpreted, not compiled"),
@@ -50,7 +52,7 @@ class Build(NamedTuple):
 
     @property
     def work(self) -> configs.Config:
-        return configs.config("forward", max(self.width, self.value_width), self.dtype, self.arch, self.ranged)
+        return configs.config(max(self.width, self.value_width), self.dtype, self.arch, self.ranged)
 
 
 BUILDS = [
@@ -155,37 +157,10 @@ def test_the_small_kernels_compile(arch):
     assert compile_kernel(tiles.sphere_attention_balls_kernel, arch, work, balls).spills == 0
     lists = {**numbers, **dict.fromkeys(("lists", "inside", "met"), "*i32"), "near": "*fp32", "far": "*fp32"}
     lists |= {"max_chord": "fp32", "ROW_RUNS": 8, "COLUMN_RUNS": 8, "BLOCK": tiles._SCAN}
+    work = work._replace(num_warps=tiles._SCAN_WARPS)
     assert compile_kernel(tiles.sphere_attention_lists_kernel, arch, work, lists).spills == 0
-
-
-def products(loop) -> float:
-    """Multiply-adds of HGMMA for a logit of a whole tile, counted from their shapes such as 64x128x16."""
-    found = 0
-    for opcode, number in loop.instructions.items():
-        if opcode.startswith("HGMMA"):
-            m, n, k = map(int, opcode.split(".")[1].split("x"))
-            found += number * m * n * k / 128  # by the threads of a warp group, as logits are counted
-    return found / loop.logits
 
 
 def test_table():
     """Not a check: all builds, and for sm_90 the cycles of a logit on the three units that it keeps busy."""
-    header = ["build", "L x S", "warps", "stages", "registers", "spilled", "shared", "a logit", "MUFU", "cycles"]
-    rows = []
-    for build in BUILDS + SINGLE_BUILDS:
-        code = compiled(build)
-        for loop in code.loops:
-            cycles = ""
-            if build.arch == 90 and build.dtype != SINGLE:
-                times = products(loop) / PRODUCTS, loop.per_logit("MUFU") / MUFU, loop.per_logit() / LANES
-                cycles = "matrix {:.3f}, exp {:.3f}, issue {:.3f}".format(*times)
-            work = build.work
-            sizes = [f"{work.block_l} x {work.block_s}", work.num_warps, work.num_stages]
-            counts = [code.registers, code.spills, code.shared]
-            numbers = [f"{loop.per_logit():.2f}", f"{loop.per_logit('MUFU'):.2f}", cycles]
-            rows.append([str(build), *map(str, sizes + counts), *numbers])
-    lines = table(header, rows)
-    print("\n".join(lines))
-    if (SOURCE / "build").is_dir():
-        (SOURCE / "build" / "sphere_attention_code.md").write_text("\n".join(lines) + "\n")
-    assert len(rows) >= len(BUILDS)
+    write_table("sphere_attention_code", BUILDS + SINGLE_BUILDS, compiled)

@@ -1,6 +1,6 @@
 """What sphere_attention's Triton kernels are made of, one by one: columns, lists of tiles, rounding, pieces of rows.
 
-Runs where Triton interprets its kernels: see test_interpreted.py.
+Runs where Triton interprets its kernels: see test_interpreted_attention.py.
 """
 
 import pytest
