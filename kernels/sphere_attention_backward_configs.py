@@ -1,4 +1,4 @@
-"""How the backward kernels of sphere_attention divide their work: no spills for any width and degree, see the tests."""
+"""How the backward kernels of sphere_attention divide their work; the tests say what spills."""
 
 from __future__ import annotations
 

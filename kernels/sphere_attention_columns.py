@@ -22,6 +22,7 @@ COLUMN_BLOCK = 16  # the least that a matrix product adds up
 MASKED = tl.constexpr(-(2.0**125))  # the log weight of a key that counts for nothing: -inf * 0 would be NaN
 EMPTY = tl.constexpr(-(2.0**100))  # a logit below this, times log2 e, is of such a key
 FAR = tl.constexpr(1.0e3)  # the coordinates of a place without a token: outside of every radius
+_SMALLEST_SCALE = 1e-6  # below, a masked logit is no longer below EMPTY
 _DEGREES = (1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3)  # of the harmonics, without the constant one
 
 
@@ -59,17 +60,19 @@ class Places(NamedTuple):
     num_tokens: int  # L
 
 
-def columns_of(zonal: Tensor | None, key_log_weight: Tensor | None, exact: bool, always: bool = False) -> Columns:
-    """Which columns a bias takes: in float32 if ``exact``, none if there is no bias, except ``always``."""
+def columns_of(zonal: Tensor | None, key_log_weight: Tensor | None, exact: bool) -> Columns:
+    """Which columns a bias takes: in float32 if ``exact``, none if there is no bias."""
     degree = 0 if zonal is None else zonal.shape[1] - 1
     parts, weights, dtype = (1, 1, torch.float32) if exact else (3, 3, torch.bfloat16)
     used = parts * ((degree + 1) ** 2 - 1) + weights
-    needed = degree > 0 or key_log_weight is not None or always
+    needed = degree > 0 or key_log_weight is not None
     return Columns(degree, parts, triton.cdiv(used, COLUMN_BLOCK) * COLUMN_BLOCK if needed else 0, dtype)
 
 
 def split_scale(scale: float) -> tuple[int, float]:
     """(sign, size): queries are multiplied by the sign, which is 0 for a scale of 0; size is positive always."""
+    if 0 < abs(scale) < _SMALLEST_SCALE:
+        raise ValueError(f"sphere_attention: scale: expected 0 or a size >= {_SMALLEST_SCALE:.0e}, got {scale}")
     return (0, 1.0) if scale == 0 else (1 if scale > 0 else -1, single(abs(scale)))
 
 

@@ -1,4 +1,4 @@
-"""What both kernels of sphere_attention's backward do with the tokens of a pair of tiles."""
+"""What sphere_attention's kernels do with the tokens of a pair of tiles."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ struct Int3 {
   int32_t x, y, z;
 };
 
-// Storage types are opaque 16-bit words here: core/ computes in float32 and only widens.
+// Storage types are opaque 16-bit words here: core/ computes in float32.
 struct Half {
   uint16_t bits;
 };
@@ -57,6 +57,26 @@ EW_HD float widen(Half value) {
   const float special = bits_to_float(magnitude | 0x7f800000u);  // infinities and NaN keep an exponent of all ones
   const float result = magnitude >= 0x0f800000u ? special : scaled;
   return sign ? -result : result;
+}
+
+// The nearest value of the storage type, the even one of two; NaN stays NaN.
+EW_HD void narrow(float value, float* out) { *out = value; }
+EW_HD void narrow(float value, BFloat16* out) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  out->bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
+}
+EW_HD void narrow(float value, Half* out) {
+  uint32_t bits, small;
+  memcpy(&bits, &value, sizeof bits);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const float shifted = bits_to_float(magnitude) + 0.5f;  // a unit in the last place of 0.5 is a subnormal half's
+  memcpy(&small, &shifted, sizeof small);
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  const uint32_t number = magnitude < 0x38800000u ? small - 0x3f000000u : normal;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  out->bits = static_cast<uint16_t>((bits >> 16 & 0x8000u) | (magnitude < 0x47800000u ? number : special));
 }
 
 // 1 - exp(-x) to about one unit in the last place, small x included (1 - expf(-x) is off by 2e-4 at x = 1e-4).

@@ -48,7 +48,6 @@ struct AttentionOutputGradients {
 };
 
 // What the backward overwrites.
-
 struct AttentionInputGradients {
   AttentionRows<void*> query;  // [B, N, L, D]
   AttentionRows<void*> key;    // [B, N, S, D]; data null together with that of value
@@ -71,26 +70,6 @@ struct HeadBias {
     coefficients[3] = 2.5f * z[3];
   }
 };
-
-// The nearest value of the storage type, the even one of two; NaN stays NaN.
-EW_HD void narrow(float value, float* out) { *out = value; }
-EW_HD void narrow(float value, BFloat16* out) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  out->bits = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
-}
-EW_HD void narrow(float value, Half* out) {
-  uint32_t bits, small;
-  memcpy(&bits, &value, sizeof bits);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const float shifted = bits_to_float(magnitude) + 0.5f;  // a unit in the last place of 0.5 is a subnormal half's
-  memcpy(&small, &shifted, sizeof small);
-  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-  const uint32_t number = magnitude < 0x38800000u ? small - 0x3f000000u : normal;
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  out->bits = static_cast<uint16_t>((bits >> 16 & 0x8000u) | (magnitude < 0x47800000u ? number : special));
-}
 
 // A ball around the directions of a tile of tokens.
 struct TokenBall {

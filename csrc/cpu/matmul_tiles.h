@@ -4,8 +4,8 @@
 //
 // A and B are made of 32-bit words. A word holds one float, or two bfloat16 that follow each other along k, the first
 // in the low half, zero in the high half where k ends on an odd number; the sums are float32 either way. Which of the
-// two is the "format" of a tile: Floats, or Pairs where the processor has AVX512_BF16 (BFloat16Format). With Pairs, k /
-// 2 (rounded up) words are summed over, in Floats k; both are called steps.
+// two is the "format" of a tile: Floats, or Pairs where the processor has AVX512_BF16 (BFloat16Format). Sums run over
+// "steps" of k: k of them in Floats, ceil(k / 2) in Pairs.
 //
 // Layouts of a matrix X [rows, width] (a tile of query, key, value, d_output, probabilities, ...), see pack_tiles.h:
 //

@@ -37,22 +37,29 @@ EW_HD void row_words(const T* source, int width, float* out) {
   widen_row(source, width, out);
 }
 
+typedef int32_t FourInts __attribute__((vector_size(16)));
+// Elements of two vectors by number, 4 to 7 being those of the second. g++ has clang's builtin from 12 on.
+#if defined(__clang__)
+#define EW_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define EW_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, FourInts{__VA_ARGS__})
+#endif
+
 // out [4][out_stride] = in [4][in_stride], transposed. Compilers make gathers out of loops that do this.
 template <class Word>
 EW_HD void transpose_4x4(const Word* in, int64_t in_stride, Word* out, int64_t out_stride) {
   typedef Word Four __attribute__((vector_size(4 * sizeof(Word))));
   Four rows[4];
   for (int i = 0; i < 4; ++i) memcpy(&rows[i], in + i * in_stride, sizeof rows[i]);
-  const Four low[2] = {__builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5),
-                       __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5)};
-  const Four high[2] = {__builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7),
-                        __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7)};
-  rows[0] = __builtin_shufflevector(low[0], low[1], 0, 1, 4, 5);
-  rows[1] = __builtin_shufflevector(low[0], low[1], 2, 3, 6, 7);
-  rows[2] = __builtin_shufflevector(high[0], high[1], 0, 1, 4, 5);
-  rows[3] = __builtin_shufflevector(high[0], high[1], 2, 3, 6, 7);
+  const Four low[2] = {EW_SHUFFLE(rows[0], rows[1], 0, 4, 1, 5), EW_SHUFFLE(rows[2], rows[3], 0, 4, 1, 5)};
+  const Four high[2] = {EW_SHUFFLE(rows[0], rows[1], 2, 6, 3, 7), EW_SHUFFLE(rows[2], rows[3], 2, 6, 3, 7)};
+  rows[0] = EW_SHUFFLE(low[0], low[1], 0, 1, 4, 5);
+  rows[1] = EW_SHUFFLE(low[0], low[1], 2, 3, 6, 7);
+  rows[2] = EW_SHUFFLE(high[0], high[1], 0, 1, 4, 5);
+  rows[3] = EW_SHUFFLE(high[0], high[1], 2, 3, 6, 7);
   for (int i = 0; i < 4; ++i) memcpy(out + i * out_stride, &rows[i], sizeof rows[i]);
 }
+#undef EW_SHUFFLE
 
 namespace {
 

@@ -6,9 +6,11 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from evoworld.ops import sphere_attention
 from evoworld.ops.library import check, check_tensor
+from evoworld.ops.sphere_attention import check_radius
 
 from .encoding import SphericalRotaryEmbedding
 
@@ -71,6 +73,7 @@ class SphericalAttention(nn.Module):
             check(op, rotary.head_dim == dim // num_heads, "rotary", f"head_dim {dim // num_heads}", rotary.head_dim)
         self.num_heads = num_heads
         self.area_weighted = area_weighted
+        check_radius(op, radius)
         self.radius = radius
         self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
@@ -88,7 +91,7 @@ class SphericalAttention(nn.Module):
         check_tensor(op, "tokens", tokens, ("B", "T", "H", "W", dim) if grid else ("B", "L", dim))
         if grid:
             check(op, directions is None, "directions", "None with tokens [B, T, H, W, C]", "a tensor")
-            directions, log_area = panorama_grid(*tokens.shape[2:4], tokens.device)
+            directions, log_area = panorama_grid(*tokens.shape[2:4], tokens)
         else:
             check_tensor(op, "directions", directions, (tokens.shape[1], 3), tokens)
         if self.area_weighted and key_log_weight is None:
@@ -123,12 +126,14 @@ def area_log_weight(
     return cosine.log() - cosine.mean().log()
 
 
-def panorama_grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def panorama_grid(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Directions [H W, 3] float64 and area_log_weight [H W] of an equirectangular grid, of pixels of any proportion.
 
-    Cached and shared, do not write into them; in a graph that is being traced they are made anew.
+    On the device of ``like``. Cached and shared, do not write into them; where a graph is being traced they are made
+    anew.
     """
-    return (_make_grid if torch.compiler.is_compiling() else _cached_grid)(height, width, device)
+    traced = torch.compiler.is_compiling() or is_fake(like)
+    return (_make_grid if traced else _cached_grid)(height, width, like.device)
 
 
 def _make_grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:

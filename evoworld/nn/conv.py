@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from evoworld.ops.library import autocast_dtype
+
 from .equi_conv import equi_conv2d, same_padding
 from .pad import SphericalPad2d, spherical_pad
 
@@ -154,8 +156,8 @@ class EquiConv2d(_PanoramaConv2d):
         bias: Tensor | None,  # [C']
     ) -> Tensor:  # [B, C', H / stride, W / stride]
         self._check_image(image)
-        if torch.is_autocast_enabled(image.device.type):
-            dtype = torch.get_autocast_dtype(image.device.type)
+        dtype = autocast_dtype(image.device.type)
+        if dtype is not None:
             image, weight, bias = (tensor if tensor is None else tensor.to(dtype) for tensor in (image, weight, bias))
         batched = image if image.ndim == 4 else image[None]
         output = equi_conv2d(batched, weight, self.stride, self.dilation, self.groups)
@@ -172,8 +174,8 @@ def replace_conv2d(
     Every torch.nn.Conv2d that pads, in whatever mode, becomes a SphericalConv2d with the same padding, and every
     ZeroPad2d, ReflectionPad2d, ReplicationPad2d and CircularPad2d without negative sides a SphericalPad2d. Parameters
     are kept, not copied: an optimizer that holds them goes on. Hooks of the replaced modules are not carried over.
-    Left as they are: Conv2d without padding, transposed convolutions, subclasses, and padding that a model's own
-    forward calls as a function.
+    Left as they are: Conv2d without padding or whose weight another module computes (weight and spectral norm),
+    transposed convolutions, subclasses, and padding that a model's own forward calls as a function.
 
     Args:
         model: changed in place, unless it is such a module itself. It must be given panoramas whose width is even at
@@ -203,7 +205,7 @@ def replace_conv2d(
 def _spherical(module: nn.Module) -> nn.Module:
     if type(module) in _PADS and min(module.padding) >= 0:
         return SphericalPad2d(module.padding).train(module.training)
-    if type(module) is not nn.Conv2d or module.padding in ((0, 0), "valid"):
+    if type(module) is not nn.Conv2d or module.padding in ((0, 0), "valid") or "weight" not in module._parameters:
         return module
     conv = SphericalConv2d(
         module.in_channels,

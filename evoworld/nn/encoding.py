@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from evoworld.ops.library import check, check_tensor
 
@@ -160,7 +163,15 @@ def _distinct_frequencies(count: int, highest: int) -> tuple[int, ...]:
 
 
 def _tensor(frequencies: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.tensor(frequencies, dtype=like.dtype, device=like.device)
+    """The frequencies as a tensor; cached, as a CUDA graph cannot be captured while one comes from the host."""
+    traced = torch.compiler.is_compiling() or is_fake(like)
+    return (torch.tensor if traced else _cached_tensor)(frequencies, dtype=like.dtype, device=like.device)
+
+
+@lru_cache(maxsize=64)
+def _cached_tensor(frequencies: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # an inference tensor in the cache would break autograd later
+        return torch.tensor(frequencies, dtype=dtype, device=device)
 
 
 def _check_count(op: str, name: str, value: object, least: int) -> None:

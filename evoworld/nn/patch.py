@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
 
 from evoworld.ops.library import check, check_tensor
-from evoworld.ops.sphere_attention import check_unit
+from evoworld.ops.sphere_attention import check_radius, check_unit
 
 from .attention import area_log_weight, zonal_parameter
 from .patched import Patched, Sphere, patched_class, wrap_module, wrap_multihead, wrap_processor
@@ -62,7 +63,9 @@ def patch_attention(
     Raises:
         ValueError: when nothing is found to patch, a module is patched already or cannot be, directions are no unit
             vectors; and when the model is called: tokens that are not T L, attention that is causal, has dropout in
-            training, or a mask which is not one of keys alone.
+            training, or a mask which is not one of keys alone. A module that
+            recomputes its own call of torch's attention in the backward (reentrant checkpointing inside it) cannot be
+            patched; checkpointing around the whole module can.
 
     Example:
         >>> from evoworld.geometry import Panorama
@@ -77,6 +80,7 @@ def patch_attention(
     check_tensor(_OP, "directions", directions, ("L", 3), dtypes=(torch.float32, torch.float64))
     check(_OP, directions.shape[0] > 0, "directions", "at least one", 0)
     check_unit(_OP, "directions", directions)
+    check_radius(_OP, radius)
     if key_log_weight is not None:
         check_tensor(_OP, "key_log_weight", key_log_weight, (directions.shape[0],))
     elif area_weighted:
@@ -168,6 +172,9 @@ def _check_patchable(name: str, module: nn.Module) -> None:
             repr(name),
         )
         check(_OP, 16 <= module.head_dim <= 128, "model", "16 to 128 channels a head", f"{module.head_dim} in {name!r}")
-    if not _has_processor(module):
+    if _has_processor(module):
+        plain = isinstance(module.processor, FunctionType | MethodType)
+        check(_OP, not plain, "model", "processors that are objects of a class", repr(name))
+    else:
         scripted = isinstance(module, torch.jit.ScriptModule) or "forward" in vars(module)
         check(_OP, not scripted, "model", "modules whose forward is that of their class", repr(name))

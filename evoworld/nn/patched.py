@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from evoworld.ops import fold, sphere_attention
-from evoworld.ops.library import check
+from evoworld.ops.library import check, without_autocast
 
 _OP = "patch_attention"
 
@@ -49,6 +50,9 @@ class Sphere(nn.Module):
             self._repeated = None
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_repeated": None}
+
     def fits(self, *lengths: int) -> bool:
         """Whether the lengths are the same whole number of frames."""
         length = lengths[0]
@@ -62,8 +66,8 @@ class Sphere(nn.Module):
         mask: Tensor | None = None,  # [1 or B, L]
         scale: float | None = None,
     ) -> Tensor:  # [B, N, L, D]
-        directions, log_weight = self._tokens(query.shape[2])
-        if mask is None:
+        directions, log_weight = self._tokens(query)
+        if mask is None or query.shape[0] == 0:
             parts = [(query, key, value, log_weight)]
         else:
             batch = query.shape[0]
@@ -84,9 +88,9 @@ class Sphere(nn.Module):
         mask: Tensor | None,  # [1 or B, L]
     ) -> Tensor:  # [B, N, L, L]
         """The probabilities themselves, for those who ask for L x L of them."""
-        directions, log_weight = self._tokens(query.shape[2])
+        directions, log_weight = self._tokens(query)
         dtype = torch.promote_types(query.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):  # would round the bias
+        with without_autocast(query.device.type):  # would round the bias
             wide_query, wide_key = fold(query.to(dtype), key.to(dtype), directions, directions, self.zonal)
             logits = wide_query @ wide_key.mT
         for weight in (log_weight, mask):
@@ -98,12 +102,12 @@ class Sphere(nn.Module):
         empty = (logits == -torch.inf).all(-1, keepdim=True)
         return logits.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0).to(query.dtype)
 
-    def _tokens(self, length: int) -> tuple[Tensor, Tensor | None]:
-        """Directions [length, 3] and key_log_weight [length] of as many frames; the same tensors in every call."""
-        frames = length // self.directions.shape[0]
+    def _tokens(self, query: Tensor) -> tuple[Tensor, Tensor | None]:  # [B, N, L, D]
+        """Directions [L, 3] and key_log_weight [L] of as many frames; the same tensors in every call."""
+        frames = query.shape[2] // self.directions.shape[0]
         if frames == 1:
             return self.directions, self.key_log_weight
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_fake(query):
             return self._repeat(frames)
         if self._repeated is None or self._repeated[0] != frames:
             with torch.inference_mode(False):

@@ -6,6 +6,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -41,6 +42,9 @@ def define(
         if backward is not None:
             rule = partial(backward, getattr(torch.ops, library.ns))
             torch.library.register_autograd(qualified, rule, setup_context=save, lib=library)
+        elif name.endswith("_backward"):
+            rule = partial(_raise_no_second_gradient, name.removesuffix("_backward"))
+            torch.library.register_autograd(qualified, rule, setup_context=lambda *_, **__: None, lib=library)
     if triton_file:
 
         def run(*arguments):
@@ -49,6 +53,10 @@ def define(
 
         for key in ("CUDA", "CPU") if triton_interprets() else ("CUDA",):
             TRITON.impl(name, run, key)
+
+
+def _raise_no_second_gradient(op: str, *_: object) -> None:
+    raise RuntimeError(f"{op}: no gradients of gradients; backend 'reference' has them")
 
 
 def namespace(backend: str) -> object:
@@ -128,9 +136,19 @@ def check_geometry(
     Half precision is an error (rays in bfloat16 are off by centimetres at a few metres), except under autocast, where
     torch may have chosen it: it is widened again there.
     """
-    autocast = torch.is_autocast_enabled(like.device.type)
-    check_tensor(op, name, tensor, shape, like, STORAGE if autocast else (torch.float32, torch.float64))
+    dtypes = (torch.float32, torch.float64) if autocast_dtype(like.device.type) is None else STORAGE
+    check_tensor(op, name, tensor, shape, like, dtypes)
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast wants on a kind of device; None where it is off, or there is none, as on meta tensors."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def working_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -13,7 +13,7 @@ from evoworld import reference
 
 from .backend import select
 from .compact_order import compact_order
-from .library import check, check_geometry, check_tensor, define, namespace
+from .library import autocast_dtype, check, check_geometry, check_tensor, define, namespace, without_autocast
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor query_directions, Tensor key_directions, Tensor? zonal, "
@@ -109,8 +109,8 @@ def sphere_attention(
 
     With the logarithm of each key's solid angle (on a panorama, of cos latitude) as ``key_log_weight`` the sum over
     keys is an integral over the sphere. ``zonal``, a function of the angle alone, commutes with rotations; ``zonal =
-    [0, kappa]`` is the von Mises-Fisher density. No tensor of L x S elements is made, and every backend gives the same
-    bits each time.
+    [0, kappa]`` is the von Mises-Fisher density. No kernel makes a tensor of L x S elements (the reference
+    does), and every backend gives the same bits each time.
 
     Args:
         query: ``[B, N, L, D]``, D from 16 to 128; float32, float16 or bfloat16 (float64: reference). Any strides, such
@@ -120,9 +120,9 @@ def sphere_attention(
         query_directions: ``[L, 3]`` unit vectors, float32 or float64.
         key_directions: ``[S, 3]`` unit vectors, float32 or float64.
         zonal: ``[N, K + 1]``, K at most 3: for each head the strengths of P_0 (which moves only the lse) to P_K.
-        key_log_weight: ``[S]``, added to the logits of a key; -inf masks it.
+        key_log_weight: ``[S]``, added to the logits of a key; -inf, or anything below -1e30, masks it.
         radius: keys further away on the great circle, in radians, count for nothing; None: all count.
-        scale: of ``q . k``; ``D ** -0.5`` if not given.
+        scale: of ``q . k``; ``D ** -0.5`` if not given. Triton takes 0 and sizes from 1e-6 on.
         return_lse: whether to return the logarithms of the softmax's sums too, by which the results of parts of the
             keys can be merged.
 
@@ -130,7 +130,8 @@ def sphere_attention(
         output ``[B, N, L, Dv]``, dtype of query, and with ``return_lse`` lse ``[B, N, L]``, float32. A query without a
         key gets output 0 and lse -inf.
 
-    Gradients: to query, key, value, zonal and key_log_weight, through output and lse.
+    Gradients: to query, key, value, zonal and key_log_weight, through output and lse; none of
+    gradients, which only the reference has.
 
     Raises:
         ValueError: for an argument of another shape, dtype or device, directions that are not unit vectors (not
@@ -157,11 +158,11 @@ def sphere_attention(
     query_directions = _check_directions(op, "query_directions", query_directions, query)
     key_directions = _check_directions(op, "key_directions", key_directions, key)
     zonal, key_log_weight = check_bias(op, zonal, key_log_weight, key)
-    radius, scale = _check_radius(op, radius), check_scale(op, "scale", scale, query.shape[-1] ** -0.5)
+    radius, scale = check_radius(op, radius), check_scale(op, "scale", scale, query.shape[-1] ** -0.5)
 
     backend = select(op, query.device, torch.promote_types(query.dtype, torch.float32))
     if backend == "reference":
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device.type):
             output, lse = reference.sphere_attention(
                 query, key, value, query_directions, key_directions, zonal, key_log_weight, radius, scale, True
             )
@@ -190,9 +191,10 @@ def _with_rows(tensor: Tensor) -> Tensor:
 
 def _check_tokens(op: str, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     check_tensor(op, "query", query, ("B", "N", "L", "D"))
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # what torch does with the arguments of its own attention
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(query.device.type)
+    if dtype is not None:  # what torch does with the arguments of its own attention
+        check_tensor(op, "key", key, ("B", "N", "S", "D"))
+        check_tensor(op, "value", value, ("B", "N", "S", "Dv"))
         query, key, value = (x if x.dtype == torch.float64 else x.to(dtype) for x in (query, key, value))
     batch, heads, _, width = query.shape
     check_tensor(op, "key", key, (batch, heads, "S", width), query, (query.dtype,))
@@ -247,18 +249,20 @@ def check_bias(
     return zonal, key_log_weight
 
 
-def _check_radius(op: str, radius: float | None) -> float | None:
+def check_radius(op: str, radius: float | None) -> float | None:
     """The radius; None where it keeps every key."""
     if radius is None:
         return None
-    check(op, _is_number(radius) and radius >= 0, "radius", "None or radians >= 0", repr(radius))
+    if not (_is_number(radius) and radius >= 0):  # torch.compile knows no repr() of a number that may vary
+        check(op, False, "radius", "None or radians >= 0", repr(radius))
     return None if radius >= math.pi else float(radius)
 
 
 def check_scale(op: str, name: str, scale: float | None, default: float) -> float:
     if scale is None:
         return default
-    check(op, _is_number(scale) and math.isfinite(scale), name, "None or a finite number", repr(scale))
+    if not (_is_number(scale) and -math.inf < scale < math.inf):
+        check(op, False, name, "None or a finite number", repr(scale))
     return float(scale)
 
 

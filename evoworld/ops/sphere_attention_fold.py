@@ -39,7 +39,8 @@ def fold(
 
     Returns:
         query' ``[B, N, L, D']`` and key' ``[B, N, S, D']`` in the dtype of query. A log weight of -inf becomes the
-        lowest finite number, so a query all of whose keys are masked gets their mean instead of 0.
+        lowest number that half of the dtype's range holds, so a query all of whose keys are masked gets their mean
+        instead of 0.
 
     Gradients: to query, key, zonal and key_log_weight.
 

@@ -49,7 +49,7 @@ def sphere_attention(
     if radius is not None and radius < math.pi:  # in float32 antipodes can be further apart than 2
         logits = logits.masked_fill(chord2(x, y) > max_chord2(radius), -torch.inf)
 
-    alone = ~(logits > -torch.inf).any(-1, keepdim=True)  # queries without a key
+    alone = (logits == -torch.inf).all(-1, keepdim=True)  # queries without a key
     logits = logits.masked_fill(alone, 0)
     probabilities = torch.softmax(logits, -1).masked_fill(alone, 0)
     output = (probabilities @ value.to(dtype)).to(query.dtype)

@@ -66,6 +66,7 @@ BUILDS = [
     *(Build(k, 100, BFLOAT, 128, 48) for k in KERNELS),
     *(Build(k, 90, HALF, d) for k in KERNELS for d in (64, 80)),
 ]
+SPILLING = [Build("key", 90, BFLOAT, 96, 48, True), *(Build("key", a, BFLOAT, 128, 48, True) for a in (90, 100))]
 SINGLE_BUILDS = [Build(k, arch, SINGLE, d) for k in KERNELS for arch in (80, 90) for d in (64, 128)]
 
 
@@ -102,10 +103,10 @@ def compiled(build: Build) -> Code:
     return compile_kernel(function, build.arch, build.work, arguments)
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=str)
+@pytest.mark.parametrize("build", BUILDS + SPILLING, ids=str)
 def test_nothing_is_spilled_and_products_run_on_matrix_units(build):
     code = compiled(build)
-    assert code.spills == 0
+    assert code.spills == 0 if build not in SPILLING else code.spills <= 32  # masks and 48 columns take registers
     assert code.has(MATRIX_UNITS[build.arch]), sorted(code.instructions)
     assert code.shared + RESERVED_SHARED <= LIMITS[build.arch].shared
     assert not any(code.has(name) for name in ATOMICS), "sums in an order that nothing fixes"
@@ -173,4 +174,4 @@ def test_the_small_kernel_compiles(arch):
 
 def test_table():
     """Not a check: all builds, and for sm_90 the cycles of a logit on the three units that it keeps busy."""
-    write_table("sphere_attention_backward_code", BUILDS + SINGLE_BUILDS, compiled)
+    write_table("sphere_attention_backward_code", BUILDS + SPILLING + SINGLE_BUILDS, compiled)

@@ -109,7 +109,7 @@ def test_nothing_is_spilled_and_products_run_on_matrix_units(build):
 
 @pytest.mark.parametrize("build", SINGLE_BUILDS, ids=str)
 def test_float32_is_multiplied_as_float32(build):
-    """No TensorFloat-32 unless it is asked for. Triton keeps whole rows of a tile for such products, and spills."""
+    """No TensorFloat-32 unless it is asked for. Triton keeps whole rows of a tile for such products, and may spill."""
     code = compiled(build)
     assert not any(code.has(unit) for unit in MATRIX_UNITS.values())
     assert min(loop.per_logit("FFMA") for loop in code.loops) >= build.width + build.value_width

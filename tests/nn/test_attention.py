@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from evoworld.geometry import Panorama
 from evoworld.nn import SphericalAttention, SphericalRotaryEmbedding
@@ -118,14 +119,25 @@ def test_mean_does_not_depend_on_how_densely_latitudes_are_sampled():
     assert module(height).sub(1 / 2).abs().max() < 1e-3  # the mean over rows, which crowd at the poles
 
 
+def test_a_fake_call_leaves_nothing_behind():
+    module = made(rotary=SphericalRotaryEmbedding(16, 14))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module(torch.randn(1, 1, 6, 14, 32))
+    assert type(module(torch.randn(1, 1, 6, 14, 32))) is torch.Tensor
+
+
+def test_on_meta_tensors():
+    assert made().to("meta")(torch.empty(1, 2, 6, 14, 32, device="meta")).shape == (1, 2, 6, 14, 32)
+
+
 def test_grids_of_other_proportions():
     for height, width in ((8, 16), (5, 7), (1, 1), (2, 9)):
-        directions, log_weight = panorama_grid(height, width, torch.device("cpu"))
+        directions, log_weight = panorama_grid(height, width, torch.empty(0))
         torch.testing.assert_close(directions.norm(dim=-1), torch.ones(height * width, dtype=torch.float64))
         assert log_weight.shape == (height * width,) and log_weight.dtype == torch.float32
         assert made()(torch.randn(1, 1, height, width, 32)).isfinite().all()
     wanted = Panorama(8, 16).directions(torch.float64)
-    torch.testing.assert_close(panorama_grid(8, 16, torch.device("cpu"))[0], wanted, rtol=0, atol=1e-15)
+    torch.testing.assert_close(panorama_grid(8, 16, torch.empty(0))[0], wanted, rtol=0, atol=1e-15)
 
 
 def test_parameters_are_seen_and_trained():

@@ -197,3 +197,5 @@ def test_replacing_a_convolution_itself_and_what_is_left_alone():
     assert replace_conv2d(conv).weight is conv.weight
     for module in (Scaled(2, 2, 3, padding=1), nn.ConvTranspose2d(2, 2, 4, 2, 1), nn.ZeroPad2d((0, -1, 0, 0))):
         assert replace_conv2d(module) is module
+    normed = nn.utils.spectral_norm(nn.Conv2d(2, 2, 3, padding=1))
+    assert replace_conv2d(normed) is normed

@@ -193,6 +193,28 @@ def test_tokens_that_are_no_frames_are_an_error(model):
         model(torch.randn(1, LENGTH + 1, 32, dtype=torch.float64))
 
 
+class WithFunction(nn.Module):
+    """Two attention modules in the manner of diffusers, the second with a processor that is no object of a class."""
+
+    class Attention(nn.Module):
+        heads = 2
+
+        def __init__(self, processor):
+            super().__init__()
+            self.processor = processor
+
+        def set_processor(self, processor):
+            self.processor = processor
+
+    class Processor:
+        def __call__(self, attention, tokens):
+            return tokens
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = self.Attention(self.Processor()), self.Attention(lambda attention, tokens: tokens)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
@@ -210,6 +232,8 @@ def test_tokens_that_are_no_frames_are_an_error(model):
         (multihead(), {"directions": 2 * DIRECTIONS}, "directions: expected unit vectors, got one of length 2"),
         (multihead(), {"directions": DIRECTIONS.bfloat16()}, "directions: expected"),
         (multihead(), {"key_log_weight": torch.zeros(5)}, "key_log_weight: expected shape"),
+        (multihead(), {"radius": -1.0}, "radius: expected None or radians >= 0, got -1.0"),
+        (WithFunction(), {}, "model: expected processors that are objects of a class, got 'second'"),
         ("a name", {}, "model: expected an nn.Module, got str"),
     ],
 )

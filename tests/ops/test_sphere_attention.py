@@ -183,6 +183,39 @@ def test_compiles_to_one_graph(backend, device, radius):
 
 
 @on_every_backend
+def test_compiles_with_numbers_that_vary(backend, device):
+    """The second value of a number makes torch.compile treat it as a variable."""
+    torch._dynamo.reset()
+    compiled = torch.compile(sphere_attention, fullgraph=True, backend="aot_eager")
+    arguments = on_device(ATTENTION_CASES["small"].build(), device)
+    with evoworld.backend(backend), torch.no_grad():
+        for radius, scale in ((0.5, 0.2), (0.7, 0.3), (1.1, 0.4)):
+            varied = {**arguments, "radius": radius, "scale": scale}
+            torch.testing.assert_close(compiled(**varied), sphere_attention(**varied))
+
+
+@on_every_kernel
+def test_gradients_of_gradients_are_an_error(backend, device):
+    arguments = on_device(ATTENTION_CASES["small"].build(), device)
+    query = arguments["query"].requires_grad_()
+    with evoworld.backend(backend):
+        output, _ = sphere_attention(**arguments)
+        (gradient,) = torch.autograd.grad(output.square().sum(), query, create_graph=True)
+        with pytest.raises(RuntimeError, match="sphere_attention: no gradients of gradients; backend 'reference' has"):
+            gradient.square().sum().backward()
+
+
+@on_every_backend
+@pytest.mark.parametrize("name", ["query", "key", "value", "zonal"])
+def test_nan_is_not_hidden(backend, device, name):
+    arguments = on_device(ATTENTION_CASES["small"].build(), device)
+    arguments[name].view(-1)[-1] = torch.nan
+    with evoworld.backend(backend), torch.no_grad():
+        output, lse = sphere_attention(**arguments)
+    assert output.isnan().any() and (name == "value" or lse.isnan().any())
+
+
+@on_every_backend
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_is_that_of_torchs_own_attention(backend, device, dtype):
     """Query, key and value in autocast's dtype, whatever they were; geometry, bias and lse stay in float32."""
