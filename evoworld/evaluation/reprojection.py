@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from evoworld.geometry import Camera, invert_pose, transform_points
+from evoworld.world.fill import pull_push
 
 # No point has landed in the pixel: above every key, because the bits of a positive finite float32 stay below it.
 EMPTY = torch.iinfo(torch.int64).max
@@ -85,8 +85,8 @@ def fill_holes(
 ) -> Tensor:
     """Fill the pixels outside the mask from the known ones around them, coarser the wider the hole (pull-push).
 
-    `coarse = sum of known 2 x 2 / number known`, down to one pixel; on the way back a hole takes the bilinear value of
-    the coarser level. Not part of the peer: it tells how much of the peer's error is holes.
+    A hole takes the value of a coarser level, the mean of what is known around it (`evoworld.world.fill.pull_push`).
+    Not part of the peer: it tells how much of the peer's error is holes.
 
     Args:
         image: `[H, W, C]`.
@@ -101,19 +101,7 @@ def fill_holes(
     [1.0, 1.0]
     """
     known = mask.to(image.dtype)[None, None]
-    planes = image.permute(2, 0, 1)[None] * known
-    return _pull_push(planes, known)[0].permute(1, 2, 0)
-
-
-def _pull_push(planes: Tensor, known: Tensor) -> Tensor:  # [1, C, H, W], [1, 1, H, W] -> [1, C, H, W]
-    if planes.shape[-2:] == (1, 1):
-        return planes
-    # Equal divisor in both: the quotient is the mean of the known pixels, at odd edges too.
-    share = F.avg_pool2d(known, 2, ceil_mode=True)
-    mean = F.avg_pool2d(planes, 2, ceil_mode=True) / share.clamp(min=torch.finfo(known.dtype).tiny)
-    coarse = _pull_push(mean, (share > 0).to(known.dtype))
-    coarse = F.interpolate(coarse, size=planes.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(known > 0, planes, coarse)
+    return pull_push(image.permute(2, 0, 1)[None], known, wraps=False)[0].permute(1, 2, 0)
 
 
 def _project_frame(frame: _Frame, camera: Camera, world_to_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from evoworld.ops.threads import kernels_only
 from .background import Background
 from .level import NEAR, Level, LevelValues, Rays, Shown
 from .selection import Selection
+from .surfels import SKY_FROM, Surfels
 
 CARVE_STRIDE = 2  # free space is checked with every second ray of every second row
 CLOSED = 0.999  # opacity from which the sky behind is not looked up
@@ -25,6 +26,9 @@ SOLID = 0.5  # opacity from which a ray counts as having met a surface
 EDGE_RADIUS = 3  # pixels around a depth edge whose rays clear the space that the nearer side blurs into
 DENSE = 2.0  # times the distance up to which the base level is dense: from there on the coarse level fills its holes
 REACH = 1.2  # times the largest distance observed into a level: from nearer it is looked at
+CRACK_RADIUS = 2  # pixels around one without a point in which points of the same surface are looked for
+CRACK = 8  # of those 24 pixels: as many must show such points for the pixel to count as seen
+CRACK_BAND = 1.15  # times a range: ranges up to there are the same surface's
 FINE_WINDOW = 2.0  # voxels of the base level, before and behind its surface, in which finer levels are rendered
 
 
@@ -38,6 +42,7 @@ class MemoryConfig:
     # Smallest and largest pixel at the surface, in voxels, that each level takes: surfaces so near that the base level
     # has no holes do not go into the coarse one, and those so far that fine voxels would be mostly holes not into them.
     footprints: tuple[tuple[float, float], ...] = ((0.25, math.inf), (0.0, 4.0), (0.0, 2.0))
+    surfels: bool = False  # keep what is written once as points too, which show it without a voxel's blur
 
 
 class View(NamedTuple):
@@ -46,7 +51,7 @@ class View(NamedTuple):
     features: Tensor  # [H, W, C]
     depth: Tensor  # [H, W] metres along the ray, 0 where nothing is
     opacity: Tensor  # [H, W]
-    visibility: Tensor  # [H, W] 1 where what is shown was seen
+    visibility: Tensor  # [H, W] 1 where what is shown was seen; of points less where it was seen in large pixels only
 
 
 class Memory:
@@ -85,6 +90,7 @@ class Memory:
             for scale, footprints in zip(config.scales, config.footprints, strict=True)
         ]
         self.background = Background(config.feature_dim, device)
+        self.surfels = Surfels(config.feature_dim, device)
         self.poses = torch.zeros(0, 4, 4, device=device)  # [N, 4, 4] of the cameras observed
 
     @property
@@ -105,7 +111,8 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes of what is remembered."""
-        return sum(tensor.nbytes for level in self.levels for tensor in level.tensors().values())
+        voxels = sum(tensor.nbytes for level in self.levels for tensor in level.tensors().values())
+        return voxels + self.surfels.rows.nbytes
 
     @property
     def device(self) -> torch.device:
@@ -119,6 +126,7 @@ class Memory:
         depth: Tensor,  # [H, W]
         camera_to_world: Tensor,  # [4, 4]
         camera: Camera,
+        new: Tensor | None = None,  # [H, W] bool
     ) -> None:
         """Adds a frame: surfaces, the free space before them, and the sky where there is no depth.
 
@@ -128,15 +136,22 @@ class Memory:
                 not positive and finite mean that nothing is there.
             camera_to_world: rigid, OpenCV axes; on the memory's device or on the CPU.
             camera: of the frame's size.
+            new: the pixels to add, for what is written once (`evoworld.world.first_write`): they then take nothing
+                back of what was observed before. None: all of them, averaged with what was observed before.
 
         Raises:
             ValueError: for an argument of another shape, dtype or device, values that are not finite, a pose that is
                 not rigid; the memory is then unchanged.
         """
-        self._check_frame(features, depth, camera_to_world, camera)
+        self.check_frame(features, depth, camera_to_world, camera)
+        if new is not None and (new.shape != depth.shape or new.dtype != torch.bool):
+            raise ValueError(f"new: expected bool {list(depth.shape)}, got {new.dtype} {list(new.shape)}")
         distance = camera.range_from_depth(depth.float()).flatten()
         nothing = ~(torch.isfinite(distance) & (distance > 0))
         distance = torch.where(nothing, math.inf, distance)  # how far space is free
+        around = distance
+        if new is not None:
+            distance, nothing = torch.where(new.flatten(), distance, math.nan), nothing & new.flatten()
         pixel_angle = camera.pixel_angle()
         fitting = [level.fitting(distance, pixel_angle) for level in self.levels]
         # All that the host must know of the frame before it grows the levels, in one look at the device.
@@ -155,12 +170,13 @@ class Memory:
         shape, padding = depth.shape, self.levels[0].padding
         empty, ones = (x(*shape, n, device=self.device) for x, n in ((torch.zeros, padding), (torch.ones, 1)))
         values = torch.cat([empty, features.float(), ones], dim=-1).flatten(0, 1)
-        nearest = _nearest_around(distance.view(shape), isinstance(camera, Panorama)).flatten()
+        nearest = _nearest_around(around.view(shape), isinstance(camera, Panorama)).flatten()
         surface = Rays(origins, directions, distance, weight.flatten(), camera.width)
         free = Rays(*(_thin(part.unflatten(0, shape)) for part in surface[:4]), -(-camera.width // CARVE_STRIDE))
         free = free._replace(weight=free.weight * CARVE_STRIDE**2)
         for level, fits, reach in zip(self.levels, fitting, reaches, strict=True):
-            if level.voxel_size >= self.voxel_size:  # finer levels are only looked at near the base's surface
+            carving = new is None and level.voxel_size >= self.voxel_size
+            if carving:  # finer levels are only looked at near the base's surface
                 level.carve(free, level.far(centre, centre))
             if reach > 0:
                 level.observe(surface._replace(distance=fits), values, pixel_angle, reach)
@@ -171,6 +187,11 @@ class Memory:
             self.background.observe(
                 sky.take(directions), sky.take(values[:, padding:]), sky.take(surface.weight, 0.0), camera.height
             )
+        if self.config.surfels and new is not None:
+            added = new.flatten()
+            reached = torch.where(nothing, math.inf, distance)[added]
+            angle = weight.sqrt().flatten()[added]
+            self.surfels.add(origins[added], directions[added], reached, angle, features.float()[new])
         self.poses = torch.cat([self.poses, camera_to_world[None]])
 
     @torch.no_grad()
@@ -207,7 +228,10 @@ class Memory:
             visibility = open_rays.put(visibility, total)
         shape = (camera.height, camera.width)
         depth = torch.where(shown.opacity > SOLID, shown.distance, 0.0)
-        return View(mean.view(*shape, -1), depth.view(shape), shown.opacity.view(shape), visibility.view(shape))
+        view = View(mean.view(*shape, -1), depth.view(shape), shown.opacity.view(shape), visibility.view(shape))
+        if self.config.surfels and not self.surfels.empty:
+            view = self._with_surfels(view, camera, camera_to_world.to(depth), background)
+        return view
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the memory to one safetensors file, whole or not at all (see `evoworld.world.world_file`)."""
@@ -299,7 +323,22 @@ class Memory:
             )
         return shown
 
-    def _check_frame(self, features: Tensor, depth: Tensor, camera_to_world: Tensor, camera: Camera) -> None:
+    def _with_surfels(self, view: View, camera: Camera, camera_to_world: Tensor, sky: bool) -> View:
+        """What was written as points is shown by them: voxels, being wide, only fill the cracks between points."""
+        splat = self.surfels.render(camera, camera_to_world, view.depth, sky)
+        mean, distance, visibility = (part.view(view.features.shape[:2] + part.shape[1:]) for part in splat)
+        there = visibility > 0
+        crack = ~there & (_count_around(distance, view.depth, isinstance(camera, Panorama)) >= CRACK)
+        solid = there & (distance < SKY_FROM)
+        return View(
+            torch.where(there[..., None], mean, view.features),
+            torch.where(there, torch.where(solid, distance, 0.0), view.depth),
+            torch.where(there, solid.to(view.opacity), view.opacity),
+            torch.where(crack, view.visibility, visibility),
+        )
+
+    def check_frame(self, features: Tensor, depth: Tensor, camera_to_world: Tensor, camera: Camera) -> None:
+        """Raises ValueError for what `observe` refuses, but for values that are not finite and poses."""
         shape = (camera.height, camera.width)
         for name, tensor, wanted in (
             ("features", features, (*shape, self.config.feature_dim)),
@@ -330,6 +369,18 @@ def _box(points: Tensor) -> tuple[list[float], list[float]]:  # [P, 3]
         return [0.0] * 3, [0.0] * 3
     low, high = torch.stack([points.amin(0), points.amax(0)]).tolist()
     return low, high
+
+
+def _count_around(
+    distance: Tensor,  # [H, W] metres, 0 where nothing is
+    surface: Tensor,  # [H, W] metres, 0 where nothing is
+    wraps: bool,
+) -> Tensor:  # [H, W]
+    """How many of the pixels around each lie on its surface."""
+    n, mode = CRACK_RADIUS, "circular" if wraps else "constant"
+    wide = F.pad(F.pad(distance[None, None], (n, n, 0, 0), mode=mode), (0, 0, n, n))
+    around = F.unfold(wide, 2 * n + 1)[0].view(-1, *surface.shape)
+    return ((around < CRACK_BAND * surface) & (around * CRACK_BAND > surface)).sum(0)
 
 
 def _nearest_around(distance: Tensor, wraps: bool) -> Tensor:  # [H, W] -> [H, W]

@@ -21,9 +21,11 @@ from evoworld.geometry import check_pose
 
 from .atomic import atomic_path
 from .memory import Memory, MemoryConfig
+from .surfels import SIZE
 
 FORMAT = "evoworld-world"
-VERSION = 1  # of the file; what a reader of an earlier version cannot know raises it
+VERSION = 2  # of the file; what a reader of an earlier version cannot know raises it
+ADDED = {"surfels": False}  # parts of the configuration that version 1 did not have, and what it did
 DTYPES = {torch.float32: "F32", torch.int32: "I32"}  # torch's names and the format's
 ALIGNMENT = 8  # bytes, of the first tensor
 
@@ -94,13 +96,15 @@ def load_world(path: str | os.PathLike, device: torch.device | str = "cpu") -> M
         for i, (level, reach, dense_reach) in enumerate(zip(memory.levels, *reaches, strict=True)):
             level.restore({name: tensors[f"level{i}.{name}"] for name in level.tensors()}, reach, dense_reach)
         memory.background.sums, memory.poses = tensors["background.sums"], tensors["poses"]
+        memory.surfels.rows = tensors.get("surfels", memory.surfels.rows)
     return memory
 
 
 def world_tensors(memory: Memory) -> dict[str, Tensor]:
     """The tensors of a world file by their names."""
     tensors = {f"level{i}.{name}": t for i, level in enumerate(memory.levels) for name, t in level.tensors().items()}
-    return tensors | {"background.sums": memory.background.sums, "poses": memory.poses}
+    points = {"surfels": memory.surfels.rows} if memory.config.surfels else {}
+    return tensors | {"background.sums": memory.background.sums, "poses": memory.poses} | points
 
 
 def world_metadata(memory: Memory) -> dict[str, str]:
@@ -160,7 +164,7 @@ def _check_version(version: str) -> None:
 
 def _parse_config(text: str) -> MemoryConfig:
     """The configuration of the header, with the types that its fields declare."""
-    values = _parse_json("config", text, dict)
+    values = ADDED | _parse_json("config", text, dict)
     kinds = get_type_hints(MemoryConfig)
     if values.keys() != kinds.keys():
         raise WorldError(f"config: expected {', '.join(kinds)}, got {', '.join(values)}")
@@ -179,7 +183,11 @@ def _parse_config(text: str) -> MemoryConfig:
 
 
 def _convert(value, kind: type):
-    """A JSON value as an int, a float of 0 or more, or a tuple of those; ValueError or TypeError if it is none."""
+    """A JSON value as a bool, an int, a float of 0 or more, or a tuple; ValueError or TypeError if it is none."""
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
     if kind in (int, float):
         number = math.inf if value == "inf" and kind is float else value
         if isinstance(number, bool) or not isinstance(number, (int, kind)) or not number >= 0:
@@ -259,4 +267,6 @@ def _check_world(memory: Memory, tensors: dict[str, Tensor]) -> None:
     height, width = tensors["background.sums"].shape[:2]
     if width != 2 * height:
         raise WorldError(f"background.sums: expected twice as many columns as rows, got {height} x {width}")
+    if "surfels" in tensors and not (tensors["surfels"][:, SIZE] > 0).all():
+        raise WorldError(f"surfels: expected sizes above 0, got {tensors['surfels'][:, SIZE].min():.3g}")
     check_pose(tensors["poses"], "poses")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import evoworld
 from evoworld.geometry import Panorama
 from evoworld.world import Memory, WorldError
+from evoworld.world.first_write import first_write_config, observe_first
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KILLS = 20
@@ -169,6 +170,32 @@ def test_observing_goes_on_after_loading_as_without(tmp_path):
     assert_same(memory, Memory.load(tmp_path / "w.safetensors"))
 
 
+def test_points_come_back(tmp_path):
+    memory, (first, second) = Memory(config=first_write_config(0.1)), box_walk(5)[:2]
+    frame = box_frame(first)
+    observe_first(memory, frame.image, frame.depth, first, CAMERA)
+    memory.save(tmp_path / "w.safetensors")
+    loaded = Memory.load(tmp_path / "w.safetensors")
+    assert torch.equal(loaded.surfels.rows, memory.surfels.rows) and not loaded.surfels.empty
+    assert_same(memory, loaded)
+    frame = box_frame(second)
+    for one in (memory, loaded):
+        observe_first(one, frame.image, frame.depth, second, CAMERA)
+    assert_same(memory, loaded)
+    rewrite(tmp_path / "w.safetensors", lambda tensors: tensors["surfels"][0].zero_())
+    assert_refused(tmp_path / "w.safetensors", "surfels: expected sizes above 0")
+
+
+def test_a_file_of_version_1_is_read(memory, world):
+    def change(header):
+        config = json.loads(header["config"])
+        del config["surfels"]
+        header |= {"version": "1", "config": json.dumps(config)}
+
+    rewrite(world, change_metadata=change)
+    assert_same(memory, Memory.load(world))
+
+
 def test_a_loaded_memory_does_not_hang_on_the_file(memory, world):
     loaded = Memory.load(world)
     with open(world, "r+b") as file:
@@ -179,7 +206,7 @@ def test_a_loaded_memory_does_not_hang_on_the_file(memory, world):
 def test_the_header_says_what_the_file_is(memory, world):
     with safe_open(world, "pt") as file:
         metadata, names = file.metadata(), set(file.keys())
-    assert metadata["format"] == "evoworld-world" and metadata["version"] == "1"
+    assert metadata["format"] == "evoworld-world" and metadata["version"] == "2"
     assert metadata["evoworld"] == evoworld.__version__
     config = json.loads(metadata["config"], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert config.keys() == vars(memory.config).keys()
@@ -244,7 +271,7 @@ def test_files_of_other_kinds_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "metadata, words",
     [
-        ({"version": "2"}, "written by a later version"),
+        ({"version": "3"}, "written by a later version"),
         ({"version": "1.5"}, "version: expected a whole number"),
         ({"config": "{"}, "config: expected JSON"),
         ({"config": "[]"}, "config: expected JSON"),
@@ -276,6 +303,8 @@ def test_a_header_that_does_not_make_sense_is_refused(world, metadata, words):
         ({"scales": [0.0, 1.0, 0.5]}, "config: "),
         ({"scales": 4.0}, "scales: expected"),
         ({"footprints": [[0.0], [0.0, 1.0], [0.0, 1.0]]}, "footprints: expected"),
+        ({"surfels": 1}, "surfels: expected"),
+        ({"surfels": True}, "miss or add: surfels"),
         ({"spare": 1}, "config: expected voxel_size"),
     ],
 )
