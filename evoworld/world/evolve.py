@@ -100,7 +100,8 @@ class World:
         if not path.is_file() and not shipped.is_file():
             names = sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
             raise FileNotFoundError(
-                f"{name_or_path}: expected a file of weights, or one of {', '.join([*names, 'none'])}, got neither"
+                f"{name_or_path}: expected a file of weights, as `evoworld train` writes it, or one of "
+                f"{', '.join([*names, 'none'])} (none: no network, holes are filled from around them), got neither"
             )
         return cls(WorldModel.load(path if path.is_file() else shipped, device), **options)
 
