@@ -155,6 +155,7 @@ def test_attributes_of_the_package():
 
     assert evoworld.backend is backend
     assert evoworld.ops.__name__ == "evoworld.ops"
-    assert {"ops", "geometry", "backend"} <= set(dir(evoworld))
+    assert evoworld.World is evoworld.world.evolve.World
+    assert {"World", "ops", "geometry", "backend"} <= set(dir(evoworld))
     with pytest.raises(AttributeError, match="no attribute 'opps'"):
         _ = evoworld.opps

@@ -115,9 +115,14 @@ def write_sheet(path: Path, measured: Measured) -> Path:
 
 
 def _label(name: str, taken: dict) -> str:
-    """A column's name for a model: its file's, with a number where that is taken."""
-    stem = Path(name).stem
-    return stem if stem not in taken else f"{stem} {len(taken)}"
+    """A column's name for a model: its file's or, of a "model", the folder's; with a number where that is taken."""
+    path = Path(name)
+    label = path.stem if path.stem != "model" else path.absolute().parent.name or path.stem
+    number, found = 1, label
+    while found in {*taken, "truth"}:
+        number += 1
+        found = f"{label} {number}"
+    return found
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,13 +69,17 @@ def run(args: argparse.Namespace) -> int:
     path = None if args.trajectory in ROUTES else read_path(args.trajectory, args.frames)
     if path is not None:
         check_steps(path, args.trajectory)
+        asked["frames"] = len(path)  # a path file may say how many
+    if args.model == "none" and args.image is None and args.world is None:
+        print("Without a network (--model none) nothing comes of words: the world will be grey.")
     with _memory_advice(args.device):
         world = load(args)
         memory = None if args.world is None else Memory.load(args.world, args.device)
         start = first_pose(memory, path, args.world)
-        world.start(image=image, fov=args.fov, prompt=args.prompt or "", world=memory, seed=args.seed)
-        total = args.frames if path is None else len(path)
-        known = make(world, args.trajectory, path, start, total, out, args.fps, asked)
+        seen_from = None if image is None else start
+        prompt = args.prompt or ""
+        world.start(image, fov=args.fov, prompt=prompt, world=memory, seed=args.seed, camera_to_world=seen_from)
+        known = make(world, args.trajectory, path, start, asked["frames"], out, args.fps, asked)
     write_pictures(out, known, asked, image)
     print(f"Done, {len(known)} frames of {world.camera.height} x {world.camera.width}:")
     results = {
@@ -97,6 +103,9 @@ def check(args: argparse.Namespace) -> dict:
     """
     if args.prompt is None and args.image is None and args.world is None:
         raise ValueError("expected --prompt, --image or --world, or several of them, got none")
+    for name in ("image", "world", "model", "out"):
+        if getattr(args, name) == "":
+            raise ValueError(f"--{name}: expected a {'folder' if name == 'out' else 'file'}, got no name")
     if args.prompt is not None:
         if not args.prompt.strip():
             raise ValueError("--prompt: expected words, got none")
@@ -146,7 +155,7 @@ def check_steps(
 def load(args: argparse.Namespace) -> World:
     """The world of the command's model."""
     if args.model == "none":
-        return World.load("none")
+        return World.load("none", args.device)
     guidance = {"text_guidance": args.text_guidance, "memory_guidance": args.memory_guidance}
     return World.load(args.model, args.device, steps=args.steps, **guidance)
 
@@ -191,7 +200,7 @@ def walk(
     if trajectory == "loop":
         yield from world.walk(loop(first.depth.cpu(), start, num_frames)[1:])
         return
-    route = stretches(trajectory, (first.depth.cpu(), start), num_frames)
+    route = stretches(trajectory, (first.depth.cpu(), start), num_frames, world.num_frames)
     poses = next(route)
     while True:
         for frame in world.walk(poses):
@@ -220,34 +229,56 @@ def make(
     Raises:
         What stopped it, after the rest is written.
     """
-    world_file, stopped = out / "world.safetensors", []
+    world_file, known = out / "world.safetensors", []
     write_request(out, asked, 0, math.nan)
-    begun, kept = time.perf_counter(), time.perf_counter()
+    begun, kept = time.perf_counter(), -math.inf
 
-    def finished(advance: Callable[[], None]) -> Iterator[Frame]:
-        """The frames up to what stops them, which is kept for later."""
+    def frames(advance: Callable[[], None], check_stop: Callable[[], None]) -> Iterator[Frame]:
         nonlocal kept
-        try:
-            for frame in walk(world, trajectory, path, start, num_frames):
-                yield frame
-                advance()
-                if time.perf_counter() - kept > SAVE_SECONDS:
-                    world.save(world_file)
-                    kept = time.perf_counter()
-        except (Exception, KeyboardInterrupt) as error:
-            stopped.append(error)
+        for frame in walk(world, trajectory, path, start, num_frames):
+            yield frame
+            advance()
+            if time.perf_counter() - kept > SAVE_SECONDS:
+                world.save(world_file)
+                kept = time.perf_counter()
+            check_stop()
 
-    try:
-        with progress_bar("Generating", num_frames) as advance:
-            known = write_walk(out, world.camera, finished(advance), fps)
-    finally:
-        if len(world.memory.poses):
-            world.save(world_file)
-    count = len(known)
-    write_request(out, asked, count, (time.perf_counter() - begun) / max(count, 1))
-    if stopped:
-        raise stopped[0]
+    with stopped_between_frames() as check_stop:
+        try:
+            with progress_bar("Generating", num_frames) as advance:
+                write_walk(out, world.camera, frames(advance, check_stop), fps, known)
+        finally:
+            write_request(out, asked, len(known), (time.perf_counter() - begun) / max(len(known), 1))
+            if len(world.memory.poses):
+                world.save(world_file)
     return known
+
+
+@contextmanager
+def stopped_between_frames() -> Iterator[Callable[[], None]]:
+    """Holds Ctrl-C and a request to end back until a frame is written; a second one is followed at once.
+
+    Gives a function that raises KeyboardInterrupt if there was one. Only the main thread can hold signals back.
+    """
+    asked_to_stop = threading.Event()
+
+    def stop(number, frame) -> None:
+        if asked_to_stop.is_set():
+            raise KeyboardInterrupt
+        asked_to_stop.set()
+
+    def check_stop() -> None:
+        if asked_to_stop.is_set():
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield check_stop
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    check_stop()  # asked for after the last frame
 
 
 def write_request(out: Path, asked: dict, finished: int, seconds: float) -> None:

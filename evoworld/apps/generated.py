@@ -20,33 +20,39 @@ from evoworld.world.rgbd import FAR, NEAR
 
 VIDEO_HEIGHT = 512  # rows that a video has at least: players show smaller ones badly
 SHOWN = 4  # places along the walk that are shown
+FOLDERS = ("rgb", "depth", render.PREVIEWS)  # of a walk
 VIEW = Pinhole.from_fov(240, 320, math.radians(90))
 
 
-def write_walk(out: Path, camera: Panorama, frames: Iterable[Frame], fps: float) -> list[float]:
+def write_walk(out: Path, camera: Panorama, frames: Iterable[Frame], fps: float, known: list[float]) -> None:
     """Writes `walk/` (`rgb/`, `depth/` with 16 bits, `depth_preview/`, `transforms.json`) and `walk.mp4`, as they come.
+
+    What an earlier walk left there is removed. Where the frames, or the writing of one, stop with an error, the walk up
+    to there is completed first.
 
     Args:
         out: the folder.
         camera: of the frames.
         frames: as `World.walk` gives them; may be none.
         fps: of the video.
-
-    Returns:
-        The share of each frame that the memory knew before.
+        known: is given, frame by frame, the share that the memory knew before.
 
     Raises:
         OSError: a file cannot be written.
+        Exception: what stopped the frames.
     """
-    folder, known = out / "walk", []
+    folder, stopped = out / "walk", []
     (folder / render.PREVIEWS).mkdir(parents=True, exist_ok=True)
     (folder / TRANSFORMS).unlink(missing_ok=True)  # written last: it tells that the folder is complete
+    for old in folder.glob("*/*.png"):
+        if old.parent.name in FOLDERS and old.stem.isdecimal():
+            old.unlink()
     scale = max(-(-VIDEO_HEIGHT // camera.height), 1)
     size = (scale * camera.height, scale * camera.width)
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
-        return known
+        return
 
     def views(write_frame) -> Iterator[CaptureFrame]:
         for index, frame in enumerate(_chain(first, frames)):
@@ -56,12 +62,22 @@ def write_walk(out: Path, camera: Panorama, frames: Iterable[Frame], fps: float)
             write_frame(enlarged(image, size))
             yield CaptureFrame(image, depth if bool((depth > 0).any()) else None, frame.camera_to_world.cpu(), camera,
                                name, index / fps)  # fmt: skip
-            add_gpano(folder / "rgb" / f"{name}.png")
             known.append(float(frame.visibility.mean()))
+            add_gpano(folder / "rgb" / f"{name}.png")
+
+    def finished(write_frame) -> Iterator[CaptureFrame]:
+        """The frames up to what stops them, which is raised when the rest is written."""
+        try:
+            yield from views(write_frame)
+        except (Exception, KeyboardInterrupt) as error:
+            stopped.append(error)
+            if not known:
+                raise
 
     with open_video(out / "walk.mp4", *size, fps, panorama=True) as write_frame:
-        write_capture(folder, camera, views(write_frame), depth_unit(FAR))
-    return known
+        write_capture(folder, camera, finished(write_frame), depth_unit(FAR))
+    if stopped:
+        raise stopped[0]
 
 
 def write_pictures(out: Path, known: list[float], asked: dict, photo: Tensor | None) -> None:  # [h, w, 3]
@@ -70,6 +86,9 @@ def write_pictures(out: Path, known: list[float], asked: dict, photo: Tensor | N
     count = len(walk)
     places = torch.linspace(0, count - 1, min(SHOWN, count)).round().long().tolist()
     panoramas, views = [], []
+    for number in range(len(places) + 1, SHOWN + 1):  # of an earlier, longer walk
+        for name in ("panorama", "view"):
+            (out / "stills" / f"{name}_{number}.jpg").unlink(missing_ok=True)
     for number, place in enumerate(places, 1):
         frame = walk[place]
         image = frame.image

@@ -11,7 +11,7 @@ from torch import Tensor
 from evoworld.apps.trajectories import level_pose, yaw_of
 
 STEP = 0.15  # metres between frames
-STRETCH = 4  # frames planned at a time
+STRETCH = 4  # frames planned at a time, at least
 CLEAR = 0.45  # metres that a walker keeps from what stands in the way
 TALL, DEEP = 0.5, 0.9  # metres above and below the camera at which things stand in the way
 NOTHING = 30.0  # metres of free space where there is only sky
@@ -85,7 +85,12 @@ def loop(depth: Tensor, pose: Tensor, num_frames: int) -> Tensor:  # [H, W], [4,
     return _moved(pose, along, across, tangent)
 
 
-def stretches(name: str, first: tuple[Tensor, Tensor], num_frames: int) -> Iterator[Tensor]:
+def stretches(
+    name: str,
+    first: tuple[Tensor, Tensor],
+    num_frames: int,
+    segment: int = 1,
+) -> Iterator[Tensor]:
     """Poses of a walk called `forward` or `explore`, a few at a time; send the depth of the last of them back.
 
     `forward` keeps its direction as long as there is a way within 60 degrees of it; `explore` turns to where it is far
@@ -95,18 +100,20 @@ def stretches(name: str, first: tuple[Tensor, Tensor], num_frames: int) -> Itera
         name: of the walk.
         first: depth `[H, W]` and pose `[4, 4]` of the first frame, which counts but is not given again.
         num_frames: of the walk.
+        segment: frames that are made together; whole segments are planned at a time.
 
     Yields:
-        `[n, 4, 4]` camera-to-world poses, n up to 4, all with the yaw of the first.
+        `[n, 4, 4]` camera-to-world poses, n up to 4 or the next multiple of segment, all with the yaw of the first.
     """
     depth, pose = first
+    stretch = -(-STRETCH // segment) * segment
     heading, places, left = 0.0, [pose[:2, 3].double()], num_frames - 1
     while left > 0:
         way = free_way(clearance(depth)) - CLEAR
         heading = _choose(name, way, heading, pose, places)
-        reach = float(way[_number(heading)].clamp(0, STRETCH * STEP))
-        count = min(STRETCH, left)
-        along = torch.arange(1, count + 1, dtype=torch.float64) * (reach / STRETCH)
+        reach = float(way[_number(heading)].clamp(0, stretch * STEP))
+        count = min(stretch, left)
+        along = torch.arange(1, count + 1, dtype=torch.float64) * (reach / stretch)
         poses = _moved(pose, along, torch.zeros_like(along), heading)
         depth = yield poses
         pose, left = poses[-1], left - count

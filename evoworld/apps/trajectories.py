@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from evoworld.geometry import check_pose, interpolate_poses, make_pose
+from evoworld.world.evolve import FARTHEST
 
 MAX_FRAMES = 100_000
 KEY_FIELDS = {"position", "yaw", "pitch", "camera_to_world"}
@@ -162,11 +163,13 @@ def read_path(path: str | os.PathLike, num_frames: int) -> torch.Tensor:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a JSON file, got something that is not text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: expected an object with keys, got brackets within brackets") from error
     try:
         return _poses_of(content, num_frames)
     except ValueError as error:
@@ -197,9 +200,13 @@ def _key_pose(key: Any, name: str) -> torch.Tensor:
     if "camera_to_world" in key:
         pose = _numbers(key["camera_to_world"], (4, 4), f"{name}.camera_to_world")
         check_pose(pose, f"{name}.camera_to_world")
-        return pose
-    yaw, pitch = (_numbers(key.get(angle, 0.0), (), f"{name}.{angle}").deg2rad() for angle in ("yaw", "pitch"))
-    return level_pose(_numbers(key["position"], (3,), f"{name}.position"), yaw, pitch)
+    else:
+        yaw, pitch = (_numbers(key.get(angle, 0.0), (), f"{name}.{angle}").deg2rad() for angle in ("yaw", "pitch"))
+        pose = level_pose(_numbers(key["position"], (3,), f"{name}.position"), yaw, pitch)
+    farthest = float(pose[:3, 3].abs().max())
+    if farthest > FARTHEST:
+        raise ValueError(f"{name}: expected places within {FARTHEST:g} m of the origin, got {farthest:g} m")
+    return pose
 
 
 def _numbers(value: Any, shape: tuple[int, ...], name: str) -> torch.Tensor:

@@ -25,9 +25,12 @@ class CachedWalks(Sequence[Walk]):
     too: it is the same every time.
 
     Args:
-        walks: where walks come from. Its ``identity``, if it has one, names all that they depend on; each identity has
-            a folder of its own below ``folder``.
+        walks: where walks come from. Its ``identity``, a string, names all that they depend on; each identity has a
+            folder of its own below ``folder``.
         folder: where to keep them; made if it is not there. A walk of 24 frames of 64 x 128 takes 1.2 MB.
+
+    Raises:
+        ValueError: walks have no identity.
 
     Example:
         >>> import tempfile
@@ -40,6 +43,10 @@ class CachedWalks(Sequence[Walk]):
 
     def __init__(self, walks: Sequence[Walk], folder: str | os.PathLike) -> None:
         identity = getattr(walks, "identity", "")
+        if not identity:
+            raise ValueError(
+                f"walks: expected an identity that names what they depend on, got none in {type(walks).__name__}"
+            )
         self.walks, self.identity = walks, identity
         self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:12]
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 
 from evoworld.geometry import Panorama
 
-from .capture import Capture, Frame
+from .capture import Capture, Frame, FrameFiles
 from .files import CaptureError
 from .level import level_panorama
 from .read import read_capture
@@ -44,8 +44,7 @@ class CaptureWalks(Sequence[Walk]):
         for capture in self.captures:
             _check(capture, num_frames)
         self._starts = [(c, start) for c in self.captures for start in _starts(len(c), num_frames)]
-        files = [f"{frame.image} {frame.image.stat().st_mtime_ns}" for c in self.captures for frame in c.frames]
-        self.identity = f"captures {height} {num_frames} {files}"
+        self.identity = f"captures {height} {num_frames} {[_facts(frame) for c in self.captures for frame in c.frames]}"
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -71,6 +70,12 @@ def _check(capture: Capture, num_frames: int) -> None:
     for frame in capture.frames:
         if not isinstance(frame.camera, Panorama):
             raise CaptureError(f"{capture.name}: {frame.name}: expected a panorama, got {frame.camera}")
+
+
+def _facts(frame: FrameFiles) -> str:
+    """All that a frame depends on: its files as they are now, and what the capture says of them."""
+    times = [path and path.stat().st_mtime_ns for path in (frame.image, frame.depth)]
+    return f"{frame} {times} {frame.camera_to_world.tolist()}"
 
 
 def _starts(count: int, num_frames: int) -> list[int]:

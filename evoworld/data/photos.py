@@ -48,7 +48,8 @@ class PhotoPanoramas(Sequence[Walk]):
             if columns != 2 * rows:
                 raise CaptureError(f"{path}: expected a panorama twice as wide as high, got {columns}x{rows}")
         self.height = height
-        files = [f"{path} {path.stat().st_mtime_ns}" for path in self.paths]
+        captions = [path.with_suffix(".txt") for path in self.paths]
+        files = [f"{path} {path.stat().st_mtime_ns}" for path in (*self.paths, *filter(Path.is_file, captions))]
         self.identity = f"photographs {height} {files}"
 
     def __len__(self) -> int:

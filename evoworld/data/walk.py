@@ -53,7 +53,8 @@ class Walk:
             raise ValueError(f"{self.name}: captions: expected one a frame ({shape[0]}), got {len(self.captions)}")
         rotation = self.camera_to_world[:, :3, :3]
         down = rotation.new_tensor((0.0, 0.0, -1.0))
-        if (rotation - rotation[:1]).abs().max() > 1e-4 or (rotation[0, :, 1] - down).abs().max() > 1e-4:
+        turned, tilted = (rotation - rotation[:1]).abs().max(), (rotation[0, :, 1] - down).abs().max()
+        if not (turned <= 1e-4 and tilted <= 1e-4 and self.camera_to_world.isfinite().all()):  # NaN is not less
             raise ValueError(f"{self.name}: camera_to_world: expected level poses of one yaw, got others")
 
     def __len__(self) -> int:

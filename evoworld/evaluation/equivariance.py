@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from evoworld.data.walk import Walk, level_poses
+from evoworld.geometry import Panorama
 from evoworld.world.condition import Condition
 from evoworld.world.model import WorldModel
+
+from .metrics import psnr
+from .revisits import EQUAL, MakeWorld, start_at
 
 
 @torch.no_grad()
@@ -33,6 +40,36 @@ def roll_error(model: WorldModel | None, condition: Condition, turns: int, seed:
     turned = condition.roll(columns)
     other = model.decode(model(latents.roll(shift, -2), time, turned), turned)
     return _largest(other, made.roll(columns, -2))
+
+
+def turned_likeness(make_world: MakeWorld, walk: Walk, columns: int, seed: int) -> float:
+    """PSNR between a walk from a turned picture along turned poses, and the walk, turned; dB, the mean of the frames.
+
+    The same noise is drawn for both and not turned along, so that what is sampled differs beyond what was seen.
+
+    Args:
+        make_world: gives a `World` that nothing was started in.
+        walk: of at least 2 frames with depth; the first is given and does not count.
+        columns: pixels to the right.
+        seed: of what is generated.
+    """
+    x, y = walk.camera_to_world[0, :2, 2].tolist()
+    yaw = math.atan2(y, x) + 2 * math.pi * columns / (2 * walk.height)  # the world goes right as the camera goes left
+    turned = Walk(
+        walk.image.roll(columns, 2),
+        walk.depth.roll(columns, 2),
+        level_poses(walk.camera_to_world[:, :3, 3], yaw),
+        walk.captions,
+        walk.name,
+    )
+    made = []
+    for each in (walk, turned):
+        world = make_world()
+        start_at(world, each, seed)
+        made.append([frame.image.cpu() for frame in world.walk(each.camera_to_world)][1:])
+    area = Panorama(walk.height, 2 * walk.height).solid_angle()
+    found = [min(psnr(other, image.roll(columns, 1), area), EQUAL) for image, other in zip(*made, strict=True)]
+    return sum(found) / len(found)
 
 
 def _largest(first: torch.Tensor, second: torch.Tensor) -> float:

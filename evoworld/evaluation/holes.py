@@ -23,16 +23,19 @@ from .metrics import depth_metrics, psnr
 KINDS = ("wedge", "new room")
 WEDGE = 110.0  # degrees
 SEEN = 0.5  # visibility from which a pixel is no hole
+SKY = 1e3  # metres, for what has no depth
 VOXEL_SIZE, NUM_FRAMES, TEXT_DIM = 0.1, 4, 384  # without a model: those of tiny
 
 
 @dataclass(frozen=True)
 class Hole:
-    """A segment that is to be made, and what is true of it."""
+    """A segment that is to be made, and what is true of it: the same for all who fill it."""
 
     condition: Condition  # B = 1
     truth: Walk  # of T frames
     hole: Tensor  # [T, H, W] bool
+    observed: Walk  # the frames that the memory has seen
+    kept: Tensor  # [W] bool: columns outside the wedge
 
 
 @dataclass(frozen=True)
@@ -43,47 +46,60 @@ class Filling:
     depth: Tensor  # [T, H, W] metres
     psnr: float  # within the hole, dB
     delta: float  # share of the hole's pixels whose depth is right within 25 %
+    delta_all: float  # the same of all pixels of the segment
     abs_rel: float  # within the hole
 
 
 @torch.no_grad()
-def make_hole(kind: str, walk: Walk, model: WorldModel | None, seed: int, num_frames: int | None = None) -> Hole:
-    """What is known of the last frames of a walk, with a hole.
+def make_hole(kind: str, walk: Walk, num_frames: int = NUM_FRAMES, voxel_size: float = VOXEL_SIZE) -> Hole:
+    """What is known of the last frames of a walk, with a hole, without words; a wedge lies where the walk's name says.
 
     Args:
         kind: "wedge": the memory has seen every second frame before them, but nothing of a wedge of 110 degrees;
             "new room": it has seen the walk's first frame only.
         walk: on the CPU, with depth; at least 2 frames longer than the segment.
-        model: whose segments, words and learned memory it is for; None: those of no network.
-        seed: of where the wedge lies.
-        num_frames: of the segment; None: as many as the model's have.
+        num_frames: of the segment.
+        voxel_size: metres, of the memory.
 
     Raises:
         ValueError: another kind, or a walk that is too short or without depth.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-    count = num_frames or (NUM_FRAMES if model is None else model.config.num_frames)
-    if len(walk) < count + 2 or walk.depth is None:
-        raise ValueError(f"{walk.name}: expected at least {count + 2} frames with depth, got {len(walk)}")
-    target = walk.select(range(len(walk) - count, len(walk)))
-    observed = walk.select(range(0, len(walk) - count, 2) if kind == "wedge" else [0])
+    if len(walk) < num_frames + 2 or walk.depth is None:
+        raise ValueError(f"{walk.name}: expected at least {num_frames + 2} frames with depth, got {len(walk)}")
+    target = walk.select(range(len(walk) - num_frames, len(walk)))
+    observed = walk.select(range(0, len(walk) - num_frames, 2) if kind == "wedge" else [0])
     camera = Panorama(walk.height, 2 * walk.height)
-    voxel_size = VOXEL_SIZE if model is None else model.config.voxel_size
     memory = Memory(config=first_write_config(voxel_size))
     for image, depth, pose in zip(observed.image, observed.depth, observed.camera_to_world, strict=True):
         observe_first(memory, image, depth, pose, camera)
-    condition = continuation(memory, target.camera_to_world, walk.height, words(model, target.captions[0]))
+    condition = continuation(memory, target.camera_to_world, walk.height, words(None, ""))
     kept = torch.ones(camera.width, dtype=torch.bool)
     if kind == "wedge":
-        first = Random(f"wedge {walk.name} {seed}").randrange(camera.width)
+        first = Random(f"wedge {walk.name}").randrange(camera.width)
         kept[(first + torch.arange(round(camera.width * WEDGE / 360))) % camera.width] = False
     visibility = condition.visibility * kept.to(condition.visibility)
-    features = None
-    if model is not None and model.memory_encoder is not None:
-        features = _features(model, observed, target, kept)
-    condition = replace(condition, visibility=visibility, features=features)
-    return Hole(condition, target, visibility[0].cpu() < SEEN)
+    return Hole(replace(condition, visibility=visibility), target, visibility[0] < SEEN, observed, kept)
+
+
+@torch.no_grad()
+def shown_to(hole: Hole, model: WorldModel | None) -> Hole:
+    """The same hole as a model is given it: with words and the learned memory, or without what it was trained without.
+
+    Args:
+        hole: of `make_hole`.
+        model: None: no network, which is given what the memory shows.
+    """
+    if model is None:
+        return hole
+    text, text_mask = words(model, hole.truth.captions[0])
+    condition = replace(hole.condition.to(text.device), text=text, text_mask=text_mask)
+    if model.memory_encoder is not None:
+        condition = replace(condition, features=_features(model, hole))
+    if not model.config.uses_memory:
+        condition = condition.without_memory()
+    return replace(hole, condition=condition)
 
 
 @torch.no_grad()
@@ -91,7 +107,7 @@ def fill(hole: Hole, model: WorldModel | None, seed: int, **options) -> Filling:
     """What a model makes of a hole, and how far from the truth it is; None: without a network.
 
     Args:
-        hole: of `make_hole` for the same model.
+        hole: of `make_hole`, as `shown_to` the model.
         model: the options are those of its `sample`.
         seed: of its noise.
     """
@@ -106,7 +122,9 @@ def fill(hole: Hole, model: WorldModel | None, seed: int, **options) -> Filling:
         if w.sum() > 0 and bool(((s > 0) & (w > 0)).any())
     ]
     mean = [sum(column) / len(column) for column in zip(*scores)] if scores else [math.nan] * 3
-    return Filling(image, depth, psnr=mean[0], abs_rel=mean[1], delta=mean[2])
+    found = [depth_metrics(d, s, area[0]).delta for d, s in zip(depth, truth.depth, strict=True) if bool((s > 0).any())]
+    delta_all = sum(found) / len(found) if found else math.nan
+    return Filling(image, depth, psnr=mean[0], abs_rel=mean[1], delta=mean[2], delta_all=delta_all)
 
 
 def words(model: WorldModel | None, caption: str) -> tuple[Tensor, Tensor]:  # [1, S, E], [1, S]
@@ -116,18 +134,21 @@ def words(model: WorldModel | None, caption: str) -> tuple[Tensor, Tensor]:  # [
     return model.encode_text([caption])
 
 
-def _features(model: WorldModel, observed: Walk, target: Walk, kept: Tensor) -> Tensor:  # [1, T, h, w, F]
-    """What the learned memory shows of the same frames; of those observed, what lies in the wedge is left out."""
+def _features(model: WorldModel, hole: Hole) -> Tensor:  # [1, T, h, w, F]
+    """What the learned memory shows; of what was observed, all that any of the frames sees in the wedge is left out."""
+    observed, target = hole.observed, hole.truth
     origin = target.camera_to_world[0, :3, 3]
-    camera = Panorama(observed.height, 2 * observed.height)
-    origins, directions = camera.rays(observed.camera_to_world)
-    distance = torch.where(observed.depth > 0, observed.depth, 1e3).flatten(1)
-    points = origins + distance[..., None] * directions - origin
-    column = camera.project(points @ target.camera_to_world[0, :3, :3])[..., 0].long() % camera.width
     poses, targets = observed.camera_to_world.clone(), target.camera_to_world.clone()
     poses[:, :3, 3] -= origin
     targets[:, :3, 3] -= origin
-    known = kept[column].view(observed.depth.shape).float()
+    camera = Panorama(observed.height, 2 * observed.height)
+    origins, directions = camera.rays(poses)
+    distance = torch.where(observed.depth > 0, observed.depth, SKY).flatten(1)
+    points = origins + distance[..., None] * directions  # [S, H W, 3]
+    known = torch.ones(points.shape[:2], dtype=torch.bool)
+    for pose in targets:
+        column = camera.project((points - pose[:3, 3]) @ pose[:3, :3])[..., 0].long() % camera.width
+        known &= hole.kept[column]
     frames = encode_rgbd(observed.image, observed.depth)
-    given = (x[None].to(model.device) for x in (frames, known, poses, targets))
+    given = (x[None].to(model.device) for x in (frames, known.view(observed.depth.shape).float(), poses, targets))
     return model.memory_encoder(*given).features

@@ -7,19 +7,22 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from evoworld.data.cached import CachedWalks
 from evoworld.data.procedural import ProceduralWalks
 from evoworld.data.walk import Walk
 from evoworld.evaluation.efficientnet import load_efficientnet, panorama_features
-from evoworld.evaluation.equivariance import roll_error
+from evoworld.evaluation.equivariance import roll_error, turned_likeness
 from evoworld.evaluation.frechet import frechet_distance
-from evoworld.evaluation.holes import KINDS, NUM_FRAMES, fill, make_hole
+from evoworld.evaluation.held_out import first_frame, path_of, walks_into_new_rooms
+from evoworld.evaluation.holes import KINDS, NUM_FRAMES, VOXEL_SIZE, fill, make_hole, shown_to
 from evoworld.evaluation.metrics import depth_metrics
 from evoworld.evaluation.revisits import walk_lap, walk_long
 from evoworld.evaluation.seam import seam_gradients
@@ -33,6 +36,7 @@ CASES = ("lap", "long", "wedge", "new room", "panorama", "roll", "text")
 FILL_ONLY = "fill-only"
 HEIGHT = 64  # of the panoramas where no model says
 PICTURES = 4  # of each kind of hole that are kept
+LOOKED_THROUGH = 100  # walks for each whose end is to lie in another room; of 24 frames every third does
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Plan:
         unknown = [case for case in self.cases if case not in CASES]
         if unknown:
             raise ValueError(f"cases: expected of {', '.join(CASES)}, got {unknown[0]!r}")
-        least = {"lap_frames": 2, "long_laps": 2, "hole_frames": 8, "holes": 2, "captions": 2}
+        least = {"lap_frames": 3, "long_laps": 2, "hole_frames": 8, "holes": 2, "captions": 2}
         for name in ("seeds", "laps", "long_walks", "panoramas", "text_walks", "steps", "long_frames", *least):
             if getattr(self, name) < least.get(name, 1):
                 raise ValueError(f"{name}: expected at least {least.get(name, 1)}, got {getattr(self, name)}")
@@ -97,14 +101,16 @@ def evaluate(
         measured: where to put the results as they come, for who wants to look at them earlier.
 
     Raises:
-        ValueError: contestants of different heights, or the weights for the Fréchet distance are missing.
+        ValueError: contestants of different heights or sizes of voxels, the weights for the Fréchet distance are
+            missing, or too few walks lead into a new room.
     """
-    heights = {model.config.height for model in contestants.values() if model is not None}
-    if len(heights) > 1:
-        raise ValueError(f"contestants: expected one height of panoramas, got {sorted(heights)}")
-    height = heights.pop() if heights else HEIGHT
+    models = [model for model in contestants.values() if model is not None]
+    for name in ("height", "voxel_size"):  # what is filled without a network stands beside each of them
+        values = {getattr(model.config, name) for model in models}
+        if len(values) > 1:
+            raise ValueError(f"contestants: expected one {name}, got {', '.join(map(str, sorted(values)))}")
     measured = Measured() if measured is None else measured
-    run = _Run(contestants, plan, height, progress or (lambda case, total: lambda: None), measured)
+    run = _Run(contestants, plan, progress or (lambda case, total: lambda: None), measured)
     runs = {
         "lap": run.laps,
         "long": run.long_walks,
@@ -123,10 +129,14 @@ def evaluate(
 class _Run:
     """The cases, each of which adds its rows and pictures to what is measured."""
 
-    def __init__(self, contestants, plan: Plan, height: int, progress, measured: Measured) -> None:
-        self.contestants, self.plan, self.height, self.progress = contestants, plan, height, progress
-        models = [model for model in contestants.values() if model is not None]
-        self.num_frames = min((model.config.num_frames for model in models), default=NUM_FRAMES)
+    def __init__(self, contestants, plan: Plan, progress, measured: Measured) -> None:
+        self.contestants, self.plan, self.progress = contestants, plan, progress
+        configs = [model.config for model in contestants.values() if model is not None]
+        self.height, self.voxel_size = HEIGHT, VOXEL_SIZE
+        if configs:
+            self.height, self.voxel_size = configs[0].height, configs[0].voxel_size
+        segments = [config.num_frames for config in configs] or [NUM_FRAMES]
+        self.num_frames, self.look_every = min(segments), max(segments)
         self.measured, self._network = measured, None
 
     @property
@@ -136,11 +146,15 @@ class _Run:
         return self._network
 
     def walks(self, num_frames: int, num_walks: int, kinds: tuple[str, ...] | None, split: str = "test"):
-        walks = ProceduralWalks(split, self.height, num_frames, num_walks, kinds=kinds)
+        return self.kept(ProceduralWalks(split, self.height, num_frames, num_walks, kinds=kinds))
+
+    def kept(self, walks: ProceduralWalks):
         return walks if self.plan.cache is None else CachedWalks(walks, Path(self.plan.cache))
 
     def world(self, model: WorldModel | None) -> World:
-        return World(height=self.height) if model is None else World(model, steps=self.plan.steps)
+        if model is None:
+            return World(height=self.height, voxel_size=self.voxel_size)
+        return World(model, steps=self.plan.steps)
 
     def each(self, case: str, walks: Sequence[Walk], seeds: int | None = None):
         """Every walk, contestant and seed; no seed changes what is filled without a network."""
@@ -159,31 +173,58 @@ class _Run:
 
     def laps(self) -> None:
         walks = self.walks(self.plan.lap_frames, self.plan.laps, ("loop",))
+        visible: dict[str, list[Tensor]] = {}
         for walk, name, model, seed in self.each("lap", walks):
-            lap = walk_lap(lambda model=model: self.world(model), walk, seed)
-            numbers = {key: value for key, value in vars(lap).items() if key != "images"}
+            if walk.name not in visible:
+                self.add("lap", "truth", walk.name, 0, **_seam(walk.image[1:]))
+                if model is not None:
+                    visible[walk.name] = walk_lap(lambda: self.world(None), walk, 0, self.look_every).visible
+            make = partial(self.world, model)
+            lap = walk_lap(make, walk, seed, self.look_every, visible.get(walk.name))
+            visible.setdefault(walk.name, lap.visible)  # that of fill-only, for all
+            numbers = {key: value for key, value in vars(lap).items() if key not in ("images", "visible")}
             self.add("lap", name, walk.name, seed, **_seam(torch.stack(lap.images[1:])), **numbers)
 
     def long_walks(self) -> None:
-        per_lap = math.ceil(self.plan.long_frames / self.plan.long_laps)
-        walks = self.walks(per_lap + 1, self.plan.long_walks, ("loop",))
-        for walk, name, model, seed in self.each("long", walks, seeds=1):
-            path, laps = walk.camera_to_world, self.plan.long_laps
-            long = walk_long(lambda model=model: self.world(model), walk.select([0]), path, laps, seed)
-            self.add("long", name, walk.name, seed, **vars(long))
+        plan = self.plan
+        per_lap = math.ceil(plan.long_frames / plan.long_laps)
+        walks = ProceduralWalks("test", self.height, per_lap + 1, plan.long_walks, kinds=("loop",))
+        firsts = [first_frame(walks, index) for index in range(len(walks))]
+        paths = {first.name: path_of(walks, index) for index, first in enumerate(firsts)}
+        for first, name, model, seed in self.each("long", firsts, seeds=1):
+            make, path = partial(self.world, model), paths[first.name]
+            long = walk_long(make, first, path, plan.long_laps, seed, self.look_every)
+            self.add("long", name, first.name, seed, **vars(long))
+
+    def hole_walks(self, kind: str) -> Sequence[Walk]:
+        plan = self.plan
+        if kind != "new room":
+            return self.walks(plan.hole_frames, plan.holes, ("curve",))
+        many = LOOKED_THROUGH * plan.holes
+        walks = ProceduralWalks("test", self.height, plan.hole_frames, many, kinds=("curve",))
+        return Subset(self.kept(walks), walks_into_new_rooms(walks, plan.holes, self.num_frames))
+
+    def each_hole(self, case: str, kind: str, walks: Sequence[Walk], seeds: int | None = None):
+        """Every hole, contestant and seed; a hole is the walk's, so that all are judged by the same ones."""
+        name_of_bare, bare, shown = None, None, {}
+        for walk, name, model, seed in self.each(case, walks, seeds):
+            if walk.name != name_of_bare:
+                name_of_bare, shown = walk.name, {}
+                bare = make_hole(kind, walk, self.num_frames, self.voxel_size)
+            if name not in shown:
+                shown[name] = shown_to(bare, model)
+            yield walk, shown[name], name, model, seed
 
     def holes(self, kind: str) -> None:
-        walks = self.walks(self.plan.hole_frames, self.plan.holes, ("curve",))
         made, true = defaultdict(list), {}
         shown: dict[str, dict[str, Tensor]] = {}
-        for walk, name, model, seed in self.each(kind, walks):
-            hole = make_hole(kind, walk, model, seed, self.num_frames)
+        for walk, hole, name, model, seed in self.each_hole(kind, kind, self.hole_walks(kind)):
             filling = fill(hole, model, seed, **({} if model is None else {"steps": self.plan.steps}))
-            numbers = {key: getattr(filling, key) for key in ("psnr", "delta", "abs_rel")}
+            numbers = {key: getattr(filling, key) for key in ("psnr", "delta", "abs_rel", "delta_all")}
             self.add(kind, name, walk.name, seed, **numbers, **_seam(filling.image))
             made[name, seed].append(panorama_features(self.network, filling.image).flatten(0, 1))
             if walk.name not in true:
-                self.add(kind, "truth", walk.name, 0, **dict.fromkeys(numbers, math.nan), **_seam(hole.truth.image))
+                self.add(kind, "truth", walk.name, 0, **_seam(hole.truth.image))
                 true[walk.name] = panorama_features(self.network, hole.truth.image).flatten(0, 1)
             if seed == 0 and (walk.name in shown or len(shown) < PICTURES):
                 pictures = shown.setdefault(walk.name, {"true": hole.truth.image[0]})
@@ -202,17 +243,18 @@ class _Run:
         for walk, name, model, seed in self.each("panorama", self.walks(1, self.plan.panoramas, None)):
             world = self.world(model)
             pose = walk.camera_to_world[0]
-            world.start(image=walk.image[0], prompt=walk.captions[0], camera_to_world=pose, seed=seed)
+            world.start(image=walk.image[0], camera_to_world=pose, seed=seed)
             (frame,) = world.walk(pose[None])
             found = depth_metrics(frame.depth.cpu(), walk.depth[0], world.camera.solid_angle())
             self.add("panorama", name, walk.name, seed, abs_rel=found.abs_rel, delta=found.delta)
 
     def roll(self) -> None:
         walks = self.walks(self.plan.hole_frames, 2, ("curve",))
-        for walk, name, model, seed in self.each("roll", walks, seeds=1):
-            condition = make_hole(KINDS[0], walk, model, seed, self.num_frames).condition
-            error = max(roll_error(model, condition, turns, seed) for turns in (1, 5, 12))
-            self.add("roll", name, walk.name, seed, error=error)
+        for walk, hole, name, model, seed in self.each_hole("roll", KINDS[0], walks, seeds=1):
+            error = max(roll_error(model, hole.condition, turns, seed) for turns in (1, 5, 12))
+            path = walk.select(range(1 + self.look_every))
+            likeness = turned_likeness(partial(self.world, model), path, 1, seed)
+            self.add("roll", name, walk.name, seed, error=error, likeness=likeness)
 
     def lessons(self) -> tuple[Tensor, list[str]]:  # [B, F]
         """Descriptions of true renderings and their captions; kept beside them, for they take minutes."""

@@ -78,7 +78,7 @@ class AutoencoderObjective(Objective):
         autoencoder = self.autoencoder
         latents, base = autoencoder.encode(target), autoencoder.encode(filled)
         share, level = (drawn(torch.rand, random, (1,), like=latents).view(-1, 1, 1, 1, 1) for _ in range(2))
-        noise = drawn(torch.randn, random, latents.shape[1:], like=latents)
+        noise = drawn(torch.randn, random, latents.shape[1:], like=latents) * latents.std()
         return autoencoder.draft(torch.lerp(latents, base, share) + self.config.latent_noise * level * noise)
 
     def picture(self, batch: Batch) -> Tensor:  # [h, w, 3]

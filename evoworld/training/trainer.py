@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from evoworld.world.model import WorldModel
+from evoworld.world.model import WorldModel, WorldModelConfig
 
 from .clock import StageClock
 from .config import TrainConfig
@@ -242,7 +242,7 @@ class StageRunner:
             self.monitor.note(f"Stage {self.stage.name} is over after {current.step} steps")
 
     def _export(self, current: RunState) -> None:
-        model = WorldModel(self.config.model)
+        model = WorldModel(exported(self.config))
         model.load_state_dict(current.averaged_weights())
         model.save(self.folder.path / MODEL)
 
@@ -349,11 +349,16 @@ def advice_on_memory(config: TrainConfig, stage: Stage) -> Iterator[None]:
         ) from error
 
 
+def exported(config: TrainConfig) -> WorldModelConfig:
+    """The configuration that the trained model has: one that never saw a memory says so."""
+    return replace(config.model, uses_memory=config.model.uses_memory and config.data.no_memory < 1)
+
+
 def make_model(config: TrainConfig, state: RunState) -> WorldModel:
     """The model with the run's weights, or new ones that are a function of the seed."""
     torch.manual_seed(config.seed)
     dit = replace(config.model.dit, checkpointing=config.checkpointing or config.model.dit.checkpointing)
-    model = WorldModel(replace(config.model, dit=dit))
+    model = WorldModel(replace(exported(config), dit=dit))
     if state.tensors:
         model.load_state_dict(state.weights())
     return model

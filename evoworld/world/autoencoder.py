@@ -18,7 +18,10 @@ GROUPS = 8  # of the group normalisations
 LOG_VARIANCE = (-12.0, 4.0)  # of a latent, that exp() is asked for
 STATISTICS_MOMENTUM = 0.01  # of the mean and deviation of the latents, a training step
 SMALLEST_DEVIATION = 1e-3
-PIXEL_DEVIATION = 0.5  # about that of RGB-D values of -1 to 1; a power of two, so that dividing by it is exact
+# RGB-D values of -1 to 1 deviate by about 0.5. Neighbouring pixels are alike, so that as much noise hides little of them
+# (Hoogeboom, Heek and Salimans 2023, "Simple diffusion", section 2.1): they are scaled to a quarter of the noise. A power
+# of two, so that dividing by it is exact.
+PIXEL_DEVIATION = 2.0
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,10 @@ class Refiner(nn.Module):
 class Autoencoder(nn.Module):
     """What all autoencoders share: `encode` and `decode`.
 
-    Latents ``[B, T, H / factor, W / factor, C]`` have about zero mean and unit variance; ``posterior`` and
-    ``draft_raw``, what an autoencoder is made of, lie before that normalisation. `decode` gives a draft from the
-    latents alone; with a skip, RGB-D at full resolution that is to be kept where it is visible, the `Refiner`'s output.
+    Latents ``[B, T, H / factor, W / factor, C]`` have about zero mean and unit variance (those of pixels: a sixteenth);
+    ``posterior`` and ``draft_raw``, what an autoencoder is made of, lie before that normalisation. `decode` gives a
+    draft from the latents alone; with a skip, RGB-D at full resolution that is to be kept where it is visible, the
+    `Refiner`'s output.
     Rolling by multiples of ``factor`` pixels commutes with both.
     """
 

@@ -25,6 +25,8 @@ TEXT_DIM = 384  # of no words, for a model that does not say
 RELEARN_EVERY = 0.5  # metres between places from which the learned memory looks at a world that exists
 SAME_PLACE = 1e-4  # metres
 SAME_WAY = 1e-5  # of rotation matrices
+FARTHEST = 1e4  # metres from the origin: beyond, positions in 32 bits are too coarse to walk by
+TAKEN = 0.5  # mean visibility from which a place is remembered, and no other picture can be laid there
 
 
 class Frame(NamedTuple):
@@ -53,6 +55,7 @@ class World:
         height: H of the panoramas; None: the model's, or 64.
         num_frames: of a segment, which are made together; None: the model's, or 1.
         voxel_size: metres, of the memory; None: the model's, or 0.1.
+        device: where it lives; None: the model's, or the CPU.
         options: for `model.sample`, such as steps or text_guidance.
 
     Example:
@@ -70,14 +73,20 @@ class World:
         height: int | None = None,
         num_frames: int | None = None,
         voxel_size: float | None = None,
+        device: torch.device | str | None = None,
         **options: Any,
     ):
         config = getattr(model, "config", None)
         self.model, self.options = model, options
-        self.height = height or getattr(config, "height", 64)
-        self.num_frames = num_frames or getattr(config, "num_frames", 1)
-        self.voxel_size = voxel_size or getattr(config, "voxel_size", 0.1)
-        self.device = torch.device(getattr(model, "device", "cpu"))
+        self.height = getattr(config, "height", 64) if height is None else height
+        self.num_frames = getattr(config, "num_frames", 1) if num_frames is None else num_frames
+        self.voxel_size = getattr(config, "voxel_size", 0.1) if voxel_size is None else voxel_size
+        self._shows_memory = getattr(config, "uses_memory", True)
+        for name, least in (("height", 2), ("num_frames", 1)):
+            number = getattr(self, name)
+            if not isinstance(number, int) or isinstance(number, bool) or number < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}, got {number!r}")
+        self.device = torch.device(getattr(model, "device", "cpu") if device is None else device)
         self.camera = Panorama(self.height, 2 * self.height)
         self._begin(self._new_memory())
 
@@ -92,7 +101,7 @@ class World:
             ModelError: the file is damaged, or holds something else.
         """
         if name_or_path == "none":
-            return cls(**options)
+            return cls(device=device, **options)
         from .model import WorldModel
 
         shipped = WEIGHTS / f"{name_or_path}.safetensors"
@@ -121,28 +130,41 @@ class World:
             image: `[h, w, 3]` in 0..1: a panorama, twice as wide as high, or with `fov` a perspective photograph.
             depth: `[h, w]` metres (panorama: along the ray, photograph: along its axis), if it is known.
             fov: degrees between the left and the right edge of a photograph.
-            prompt: what the world is like.
+            prompt: what the world is like; none: what `world` was made with.
             world: a memory of colours, or a world file, to go on from; it is changed.
             seed: of what is made.
             camera_to_world: the pose, taken as level, that the image was seen from; None: that where the walk begins.
 
         Raises:
-            ValueError: nothing is given, or something that is not as above; WorldError for a damaged world file.
+            ValueError: nothing is given, or something that is not as above, or an image of a place that the world
+                remembers already (without `camera_to_world` the walk says so); WorldError for a damaged world file.
         """
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt: expected words, got {prompt!r}")
+        if world is not None and not isinstance(world, (Memory, str, os.PathLike)):
+            raise ValueError(f"world: expected a memory or the path of a world file, got {type(world).__name__}")
         if image is None and world is None and not prompt.strip():
             raise ValueError("start: expected a prompt, an image or a world, got none of them")
-        if len(prompt) > LONGEST_PROMPT:
-            raise ValueError(f"prompt: expected at most {LONGEST_PROMPT} characters, got {len(prompt)}")
         if image is None and (depth is not None or fov is not None):
             raise ValueError("start: depth and fov belong to an image, and none is given")
         if camera_to_world is not None:
             check_pose(camera_to_world, "camera_to_world")
+            _check_reach(camera_to_world, "camera_to_world")
         given = None if image is None else self._lay(image, depth, fov)
         memory = Memory.load(world, self.device) if isinstance(world, (str, os.PathLike)) else world
         memory = self._new_memory() if memory is None else memory
         if memory.config.feature_dim != 3:
             raise ValueError(f"world: expected a memory of colours, got one of {memory.config.feature_dim} features")
-        self._begin(memory, given, camera_to_world, self._encode(prompt), seed)
+        if memory.device.type != self.device.type:
+            raise ValueError(f"world: expected a memory on {self.device}, got one on {memory.device}")
+        prompt = prompt if prompt.strip() else memory.prompt
+        if len(prompt) > LONGEST_PROMPT:
+            raise ValueError(f"prompt: expected at most {LONGEST_PROMPT} characters, got {len(prompt)}")
+        if given is not None and camera_to_world is not None:
+            self._check_place(memory, given, level(camera_to_world.float().cpu()))
+        text = self._encode(prompt)
+        memory.prompt = prompt
+        self._begin(memory, given, camera_to_world, text, seed)
 
     def walk(
         self,
@@ -157,18 +179,23 @@ class World:
             path: `[N, 4, 4]` camera-to-world poses, of any orientation.
 
         Raises:
-            ValueError: path has another shape, no poses, or one that is not rigid or not finite.
+            ValueError: path has another shape, no poses, or one that is not rigid, not finite or farther than 10 km
+                from the origin; or the world remembers the place of the image that was given.
         """
         if path.ndim != 3 or tuple(path.shape[1:]) != (4, 4) or path.shape[0] == 0:
             raise ValueError(f"path: expected poses [N, 4, 4] with N at least 1, got {list(path.shape)}")
         check_pose(path, "path")
-        return self._walk(path.detach().float().cpu())
+        _check_reach(path, "path")
+        path = path.detach().float().cpu()
+        if self._given is not None and self._start is None:
+            self._check_place(self.memory, self._given, level(path[0]))
+        return self._walk(path)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the world file, from which `start(world=...)`, `Memory.load` and the commands go on."""
         if self._given is not None:  # nobody has walked yet
             start = torch.eye(4) if self._start is None else self._start
-            for _ in self._walk(level(start)[None]):
+            for _ in self.walk(start[None]):
                 pass
         self.memory.save(path)
 
@@ -187,7 +214,7 @@ class World:
         self._generator = torch.Generator().manual_seed(seed)
         self._text = self._encode("") if text is None else text
         self._start = None if camera_to_world is None else level(camera_to_world.float().cpu())
-        if self._start is None and len(memory.poses):
+        if self._start is None and given is None and len(memory.poses):
             self._axes = level(memory.poses[0].cpu())[:3, :3]  # pixels of frames that were seen fall on pixels again
         else:
             self._axes = None if self._start is None else self._start[:3, :3]
@@ -204,10 +231,13 @@ class World:
         if self._given is not None and elsewhere:
             for _ in self._segment(self._start[None]):
                 pass
-        for begin in range(0, len(path), self.num_frames):
-            segment = poses[begin : begin + self.num_frames]
-            for frame, wanted in zip(self._segment(segment), path[begin : begin + self.num_frames], strict=True):
+        begin = 0
+        while begin < len(path):
+            # What is given is observed before the rest is made, so that the rest is made knowing it.
+            end = begin + (1 if self._given is not None else self.num_frames)
+            for frame, wanted in zip(self._segment(poses[begin:end]), path[begin:end], strict=True):
                 yield _turned(frame, wanted)
+            begin = end
 
     def _segment(self, poses: Tensor) -> Iterator[Frame]:  # [T, 4, 4] level
         """Makes the frames of a segment together, and gives them one by one as they are observed."""
@@ -236,7 +266,20 @@ class World:
         return replace(condition, features=shown.features[None])
 
     def _sample(self, condition: Condition) -> Tensor:  # [1, T, H, W, 4]
+        if not self._shows_memory:
+            condition = condition.without_memory()  # as it was trained
         return self.model.sample(condition, generator=self._generator, **self.options)
+
+    def _check_place(self, memory: Memory, given: Given, pose: Tensor) -> None:  # [4, 4] level
+        """Raises ValueError for a picture of a place that is remembered: what was seen first would stay."""
+        if not len(memory.poses):
+            return
+        seen = memory.query(self.camera, pose).visibility
+        if (seen if given.mask is None else seen[given.mask > 0]).mean() > TAKEN:
+            raise ValueError(
+                "image: the world remembers already what is seen from there, and what was seen first stays; "
+                "begin elsewhere, or leave the image or the world out"
+            )
 
     def _lay(self, image: Tensor, depth: Tensor | None, fov: float | None) -> Given:
         """A picture at the model's size."""
@@ -245,11 +288,19 @@ class World:
             raise ValueError(f"image: expected floating point [h, w, 3], got {image.dtype} {list(image.shape)}")
         if not torch.isfinite(image).all():
             raise ValueError("image: expected finite values, got NaN or infinity")
-        if depth is not None and depth.shape != image.shape[:2]:
-            raise ValueError(f"depth: expected {list(image.shape[:2])}, got {list(depth.shape)}")
+        if depth is not None:
+            depth = torch.as_tensor(depth)
+            if depth.shape != image.shape[:2]:
+                raise ValueError(f"depth: expected {list(image.shape[:2])}, got {list(depth.shape)}")
         image = image.float().clamp(0, 1)
         if fov is not None:
+            shape = list(image.shape[:2])
             image, mask, depth = lay_photo(image, fov, self.height, depth)
+            if not mask.any():
+                raise ValueError(
+                    f"image: {shape[0]} x {shape[1]} pixels at a fov of {fov:g} degrees cover no pixel of a panorama "
+                    f"of {self.height} x {2 * self.height}; expected a wider or higher photograph"
+                )
             return Given(image.to(self.device), mask.to(self.device), None if depth is None else depth.to(self.device))
         if image.shape[1] != 2 * image.shape[0]:
             raise ValueError(
@@ -268,12 +319,15 @@ class World:
 
     def _relearn(self) -> None:
         """Observes a world that exists into the learned memory, from some of the places that it was seen from."""
+        axes = self._axes
+        if axes is None and len(self.memory.poses):
+            axes = level(self.memory.poses[0].cpu())[:3, :3]
         places = self.memory.poses[:, :3, 3].cpu()
         left = torch.ones(len(places), dtype=torch.bool)
         while left.any():
             place = places[left][0]
             left &= (places - place).norm(dim=-1) > RELEARN_EVERY
-            pose = make_pose(self._axes, place)[None]
+            pose = make_pose(axes, place)[None]
             rgbd, visibility = render_memory(self.memory, pose, self.camera)
             with torch.no_grad():
                 self.model.memory_encoder.update(self._features, rgbd, pose.to(rgbd), visibility)
@@ -293,6 +347,12 @@ def level(
     x, y = (heading[:2] / heading[:2].norm()).tolist()
     axes = [[y, 0.0, x], [-x, 0.0, y], [0.0, -1.0, 0.0]]  # columns: right, down, forward
     return make_pose(pose.new_tensor(axes), pose[:3, 3])
+
+
+def _check_reach(poses: Tensor, name: str) -> None:  # [..., 4, 4]
+    farthest = float(poses[..., :3, 3].detach().abs().max())
+    if farthest > FARTHEST:
+        raise ValueError(f"{name}: expected places within {FARTHEST:g} m of the origin, got {farthest:g} m")
 
 
 def _turned(frame: Frame, wanted: Tensor) -> Frame:  # [4, 4]

@@ -10,11 +10,12 @@ from torch import Tensor
 from evoworld.geometry import Camera
 
 from .memory import Memory, MemoryConfig
-from .surfels import DETAIL, SKY
+from .surfels import DETAIL, SKY, SKY_FROM
 
 KNOWN = 0.5  # visibility from which a pixel is not written again
 FREE = 0.93  # of the range of what is known: a point nearer than that stands in space that was seen to be free
 FREE_COARSE = 0.7  # the same where it was seen in large pixels, whose range is less certain
+OPEN = 0.1  # opacity up to which a viewpoint sees nothing but sky
 WITNESSES = 3  # earlier viewpoints that new points are checked from
 APART = 0.4  # metres between them
 
@@ -37,7 +38,7 @@ def observe_first(
     A frame that was generated differs a little from what is remembered. Averaging the two, again at every step, lets
     the world drift; written once it stays. Depth that is wrong and too near would grow into the view as the walker
     comes closer: a new point is left out where the memory shows, to this camera or to earlier ones near by, that its
-    place is free: ``range < FREE * range shown``.
+    place is free: ``range < FREE * range shown``, or open sky.
 
     Args:
         memory: what is added to, best made with `first_write_config`.
@@ -89,7 +90,7 @@ def _stands_in_free_space(
     if origins.shape[0] == 0:
         return result
     points = torch.addcmul(origins, directions, distance[mask][:, None])
-    blocked = torch.zeros_like(points[:, 0], dtype=torch.bool)
+    reached, blocked = distance[mask], torch.zeros_like(points[:, 0], dtype=torch.bool)
     for witness in _witnesses(memory.poses[:, :3, 3], camera_to_world[:3, 3]):
         towards = points - witness
         length = towards.norm(dim=-1)
@@ -97,6 +98,7 @@ def _stands_in_free_space(
         shown = memory.render(witness.expand_as(towards).contiguous(), towards, centre=witness.tolist())
         known = (shown.opacity > 0.5) & (shown.seen > 0)
         blocked |= known & (length < FREE * shown.distance - memory.voxel_size)
+        blocked |= (shown.opacity < OPEN) & (reached < SKY_FROM) & memory.background.surely_seen(towards)
     return result.masked_scatter_(mask, blocked)
 
 

@@ -92,6 +92,7 @@ class Memory:
         self.background = Background(config.feature_dim, device)
         self.surfels = Surfels(config.feature_dim, device)
         self.poses = torch.zeros(0, 4, 4, device=device)  # [N, 4, 4] of the cameras observed
+        self.prompt = ""  # the words that the world was made with; kept in its file
 
     @property
     def voxel_size(self) -> float:

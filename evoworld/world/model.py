@@ -28,6 +28,7 @@ class WorldModelConfig:
     memory: MemoryEncoderConfig | None = field(default_factory=MemoryEncoderConfig)  # None: no learned memory
     text: str = "minilm"  # as for `load_text_encoder`
     voxel_size: float = 0.1  # metres, of the memory that frames are observed into
+    uses_memory: bool = True  # False: trained without, and then not shown it either
 
     def __post_init__(self) -> None:
         token = self.autoencoder.factor * self.dit.patch_size

@@ -97,6 +97,7 @@ def load_world(path: str | os.PathLike, device: torch.device | str = "cpu") -> M
             level.restore({name: tensors[f"level{i}.{name}"] for name in level.tensors()}, reach, dense_reach)
         memory.background.sums, memory.poses = tensors["background.sums"], tensors["poses"]
         memory.surfels.rows = tensors.get("surfels", memory.surfels.rows)
+        memory.prompt = metadata.get("prompt", "")
     return memory
 
 
@@ -114,6 +115,7 @@ def world_metadata(memory: Memory) -> dict[str, str]:
         "version": str(VERSION),
         "evoworld": evoworld.__version__,
         "config": json.dumps(_without_infinity(asdict(memory.config))),
+        "prompt": memory.prompt,
         "reach": json.dumps([level.reach for level in memory.levels]),
         "dense_reach": json.dumps([level.dense_reach for level in memory.levels]),
     }

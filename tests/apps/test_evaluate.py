@@ -47,7 +47,7 @@ def test_a_run_that_is_stopped_leaves_what_it_measured(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(parsed("none", "--quick", "--only", "lap", "long", "--out", tmp_path))
     data = json.loads((tmp_path / "world_model.json").read_text())
-    assert [row["case"] for row in data["rows"]] == ["lap"]
+    assert {(row["case"], row["contestant"]) for row in data["rows"]} == {("lap", FILL_ONLY), ("lap", "truth")}
 
 
 def test_the_whole_plan_and_a_quick_one():
@@ -55,6 +55,13 @@ def test_the_whole_plan_and_a_quick_one():
     quick = evaluate.plan_of(parsed("--quick", "--holes", 5))
     assert quick.holes == 5 and quick.seeds == 1
     assert evaluate.plan_of(parsed("--only", "roll")).cases == ("roll",)
+
+
+def test_columns_are_named_after_files_or_folders():
+    assert evaluate._label("runs/wide/model.safetensors", {}) == "wide"
+    assert evaluate._label("tiny", {FILL_ONLY: None}) == "tiny"
+    assert evaluate._label("runs/tiny.safetensors", {"tiny": None}) == "tiny 2"
+    assert evaluate._label("truth.safetensors", {}) == "truth 2"
 
 
 def test_models_that_are_not_there_are_told(tmp_path):

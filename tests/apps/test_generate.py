@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from box_world import HALF_SIZE, box_frame
 from PIL import Image
 from tiny_world import tiny_model
 
-from evoworld.apps import generate
+from evoworld.apps import generate, generated
 from evoworld.apps.trajectories import level_pose
 from evoworld.data import read_capture
 from evoworld.geometry import Panorama
@@ -109,6 +111,7 @@ def test_a_perspective_photo_along_a_path_file(photo, tmp_path):
     assert run(*options, "--model", "none", "--out", tmp_path / "out") == 0
     capture = read_capture(tmp_path / "out" / "walk")
     assert len(capture) == 3 and float(capture[2].camera_to_world[2, 3]) == pytest.approx(1.2, abs=1e-5)
+    assert json.loads((tmp_path / "out" / "generate.json").read_text())["asked"]["frames"] == 3
 
 
 class Stopping:
@@ -139,6 +142,67 @@ def test_a_run_that_is_stopped_leaves_every_finished_frame(photo, tmp_path, monk
         assert len(list(container.decode(video=0))) == 3
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_frame_is_written_leaves_the_walk(photo, tmp_path, monkeypatch, number):
+    stills, handlers = [], [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+    def still(path, *args, **options):
+        stills.append(path)
+        if len(stills) == 2:
+            os.kill(os.getpid(), number)
+        write_still(path, *args, **options)
+
+    write_still = generated.write_still
+    monkeypatch.setattr(generated, "write_still", still)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unheld, the signal would end the tests
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run("--image", photo, "--model", "none", "--frames", 9, "--out", tmp_path)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, handlers[1])
+    assert len(read_capture(tmp_path / "walk")) == 2 and len(Memory.load(tmp_path / "world.safetensors").poses) > 0
+    assert json.loads((tmp_path / "generate.json").read_text())["finished_frames"] == 2
+    with av.open(str(tmp_path / "walk.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 2
+
+
+def test_a_frame_that_cannot_be_written_leaves_those_before(photo, tmp_path, monkeypatch):
+    write_still = generated.write_still
+
+    def still(path, *args, **options):
+        if path.name == "0002.png":
+            raise OSError("no space left")
+        write_still(path, *args, **options)
+
+    monkeypatch.setattr(generated, "write_still", still)
+    with pytest.raises(OSError, match="no space left"):
+        run("--image", photo, "--model", "none", "--frames", 5, "--out", tmp_path)
+    assert len(read_capture(tmp_path / "walk")) == 2
+    assert json.loads((tmp_path / "generate.json").read_text())["finished_frames"] == 2
+    assert len(Memory.load(tmp_path / "world.safetensors").poses) > 0
+
+
+def test_a_shorter_walk_leaves_nothing_of_a_longer_one(photo, tmp_path):
+    for frames in (6, 2):
+        options = ("--image", photo, "--model", "none", "--frames", frames, "--trajectory", "forward")
+        assert run(*options, "--out", tmp_path) == 0
+    for folder in ("rgb", "depth", "depth_preview"):
+        assert sorted(file.name for file in (tmp_path / "walk" / folder).iterdir()) == ["0000.png", "0001.png"]
+    assert len(list((tmp_path / "stills").iterdir())) == 4
+
+
+def test_a_picture_of_what_a_world_remembers_is_refused(made, model_file, photo, tmp_path):
+    with pytest.raises(ValueError, match="begin elsewhere, or leave"):
+        run("--image", photo, "--world", made / "world.safetensors", "--model", model_file, "--out", tmp_path)
+    assert not (tmp_path / "world.safetensors").exists()
+
+
+def test_words_without_a_network_are_said_to_have_no_effect(tmp_path, capsys):
+    assert run("--prompt", "a hall", "--model", "none", "--frames", 1, "--out", tmp_path) == 0
+    assert "will be grey" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")],
@@ -160,6 +224,10 @@ def test_the_world_is_written_while_it_is_made(photo, tmp_path, monkeypatch):
     monkeypatch.setattr(World, "save", lambda self, path: (save(self, path), saved.append(Memory.load(path).nbytes)))
     assert run("--image", photo, "--model", "none", "--frames", 3, "--out", tmp_path) == 0
     assert len(saved) == 4 and min(saved) > 0
+    saved.clear()
+    monkeypatch.setattr(generate, "SAVE_SECONDS", 1e9)
+    assert run("--image", photo, "--model", "none", "--frames", 3, "--out", tmp_path) == 0
+    assert len(saved) == 2, "after the first frame, and at the end"
 
 
 @pytest.mark.parametrize(
@@ -177,6 +245,8 @@ def test_the_world_is_written_while_it_is_made(photo, tmp_path, monkeypatch):
         (("--prompt", "x", "--trajectory", "sideways"), "--trajectory: expected forward, loop, explore"),
         (("--prompt", "x", "--trajectory", "nowhere.json"), "nowhere.json"),
         (("--prompt", "x", "--fps", 0), "fps"),
+        (("--image", ""), "--image: expected a file, got no name"),
+        (("--world", ""), "--world: expected a file, got no name"),
         (("--prompt", "x", "--device", "tpu"), "--device: expected cpu or cuda, got 'tpu'"),
         (("--image", "nowhere.jpg"), "nowhere.jpg"),
         (("--world", "nowhere.safetensors"), "nowhere.safetensors"),

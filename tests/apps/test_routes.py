@@ -96,3 +96,15 @@ def test_explore_sees_more_places_than_standing_still():
     poses = walked("explore", pose_at(-0.7, 0.1), 60)
     assert (poses[:, :2, 3].amax(0) - poses[:, :2, 3].amin(0)).max() > 0.8
     assert math.isfinite(float(poses.sum()))
+
+
+@pytest.mark.parametrize(("segment", "expected"), [(1, [4, 4, 3]), (3, [6, 5]), (8, [8, 3])])
+def test_whole_segments_are_planned_at_a_time(segment, expected):
+    depth = torch.full((8, 16), 3.0)
+    route = stretches("explore", (depth, pose_at()), 12, segment)
+    poses = [next(route)]
+    with pytest.raises(StopIteration):
+        while True:
+            poses.append(route.send(depth))
+    steps = torch.cat(poses)[:, :3, 3].diff(dim=0).norm(dim=-1)
+    assert [len(new) for new in poses] == expected and steps.max() < STEP + 1e-4

@@ -123,6 +123,8 @@ def test_closed_path_comes_back_without_repeating_its_first_frame(tmp_path, smoo
         ({"keys": [{"position": [0, 0, 0]}], "frames": 0}, "frames"),
         ({"keys": [{"position": [0, 0, 0]}], "frames": 2.5}, "frames"),
         ({"keys": [{"position": [0, 0, 0]}], "closed": "yes"}, "closed: expected true or false"),
+        ({"keys": [{"position": [0, 2e4, 0]}]}, r"keys\[0\]: expected places within 10000 m"),
+        ("[" * 100_000, "brackets within brackets"),
     ],
 )
 def test_bad_path_files_say_what_is_wrong(tmp_path, content, message):
@@ -130,6 +132,11 @@ def test_bad_path_files_say_what_is_wrong(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_path(path, num_frames=4)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_path_file_may_begin_with_the_mark_that_some_editors_write(tmp_path):
+    (tmp_path / "path.json").write_text(json.dumps({"keys": [{"position": [0, 0, 1]}]}), encoding="utf-8-sig")
+    assert read_path(tmp_path / "path.json", num_frames=2).shape == (2, 4, 4)
 
 
 def test_a_path_file_that_is_not_text(tmp_path):

@@ -1,4 +1,5 @@
-import multiprocessing
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -85,6 +86,11 @@ def test_depth_that_is_unknown_stays_unknown(tmp_path):
     assert walk.depth is None and walk.object_id is None
 
 
+def test_walks_that_do_not_say_what_they_depend_on_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="walks: expected an identity .* got none in list"):
+        CachedWalks([WALKS[0]], tmp_path)
+
+
 def test_ends(tmp_path):
     cached = CachedWalks(WALKS, tmp_path)
     assert len(cached) == 4 and cached[-1].name == cached[3].name
@@ -92,17 +98,18 @@ def test_ends(tmp_path):
         cached[4]
 
 
-def test_processes_may_share_a_folder(tmp_path):
-    def read(queue):
-        queue.put(sum(float(walk.image.sum()) for walk in CachedWalks(WALKS, tmp_path)))
+PROGRAM = """
+import sys
+from evoworld.data import CachedWalks, ProceduralWalks
+walks = CachedWalks(ProceduralWalks("train", height=8, num_frames=3, num_walks=4), sys.argv[1])
+print(sum(float(walk.image.sum()) for walk in walks))
+"""
 
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=read, args=(queue,)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    sums = {queue.get(timeout=120) for _ in processes}
-    for process in processes:
-        process.join(timeout=120)
-    assert len(sums) == 1 and all(process.exitcode == 0 for process in processes)
-    assert len(files(CachedWalks(WALKS, tmp_path))) == 4
+
+def test_processes_may_share_a_folder(tmp_path):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    sums = {process.communicate(timeout=300)[0] for process in processes}
+    assert len(sums) == 1 and all(process.returncode == 0 for process in processes)
+    cached = CachedWalks(WALKS, tmp_path)
+    assert len(files(cached)) == 4 and sums == {f"{sum(float(walk.image.sum()) for walk in cached)}\n"}

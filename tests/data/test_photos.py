@@ -30,6 +30,12 @@ def test_can_be_cached(folder, tmp_path):
     assert cached[1].depth is None and cached[1].image.equal(cached[1].image)
 
 
+def test_another_caption_is_another_identity(folder):
+    first = PhotoPanoramas(folder, height=8).identity
+    (folder / "b.txt").write_text("a red wall", encoding="utf-8")
+    assert PhotoPanoramas(folder, height=8).identity != first
+
+
 def test_refuses(folder):
     with pytest.raises(CaptureError, match="no such folder"):
         PhotoPanoramas(Path("/nowhere"))

@@ -39,6 +39,8 @@ def test_depth_and_objects_may_be_unknown():
         ({"depth": torch.zeros(3, 4, 4)}, r"depth: expected \[3, 4, 8\], got \[3, 4, 4\]"),
         ({"camera_to_world": torch.eye(4)}, r"camera_to_world: expected \[3, 4, 4\]"),
         ({"captions": ("a",)}, r"captions: expected one a frame \(3\), got 1"),
+        ({"camera_to_world": torch.full((3, 4, 4), torch.nan)}, "expected level"),
+        ({"camera_to_world": level_poses(torch.full((3, 3), torch.nan), 0.4)}, "expected level"),
         ({"camera_to_world": pose_from_euler(torch.tensor([0, 0, 0, 0.1, 0, 0.0])).expand(3, 4, 4)}, "expected level"),
     ],
 )

@@ -1,13 +1,14 @@
 """Coming back to places of a generated world."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_world import HEIGHT, box_walk, tiny_model
 
-from evoworld.evaluation.equivariance import roll_error
-from evoworld.evaluation.holes import make_hole
+from evoworld.evaluation.equivariance import roll_error, turned_likeness
+from evoworld.evaluation.holes import make_hole, shown_to
 from evoworld.evaluation.revisits import EQUAL, peek, start_at, walk_lap, walk_long
 from evoworld.world.evolve import World
 
@@ -47,6 +48,38 @@ def test_a_world_that_forgets_is_found_out():
     assert lap.last_first < 33 and lap.revisit < 20 and lap.truth < 20
 
 
+def test_the_frame_where_the_truth_was_given_does_not_count():
+    """A perfect last frame lifts no number, a wrong one lowers none."""
+    walk = box_walk(circle(5))
+    lap = walk_lap(lambda: World(height=HEIGHT), walk, seed=0)
+    other = replace(walk, image=walk.image.clone(), depth=walk.depth.clone())
+    other.image[-1], other.depth[-1] = 1 - other.image[-1], 9.0
+    wrong = walk_lap(lambda: World(height=HEIGHT), other, seed=0)
+    for name in ("truth", "delta", "delta_visible"):
+        assert getattr(wrong, name) == getattr(lap, name)
+
+
+def test_visible_is_what_the_mask_says():
+    walk = box_walk(circle(5))
+    own = walk_lap(lambda: World(height=HEIGHT), walk, seed=0)
+    assert len(own.visible) == 5 and own.visible[1].dtype == torch.bool
+    nowhere = [torch.zeros_like(mask) for mask in own.visible]
+    assert math.isnan(walk_lap(lambda: World(height=HEIGHT), walk, 0, visible=nowhere).delta_visible)
+
+
+def test_segments_are_whole(monkeypatch):
+    """The first frame, which is given, alone; then as many as a segment has."""
+    walk, asked, stroll = box_walk(circle(10)), [], World.walk
+    monkeypatch.setattr(World, "walk", lambda self, path: asked.append(path) or stroll(self, path))
+    lap = walk_lap(lambda: World(height=HEIGHT, num_frames=3), walk, seed=0, look_every=3)
+    parts = [len(path) for path in asked if len(path) > 1]
+    assert len(lap.images) == 10 and parts == [3, 3, 3] and len(asked[0]) == 1
+    asked.clear()
+    path = walk.camera_to_world
+    walk_long(lambda: World(height=HEIGHT, num_frames=3), walk.select([0]), path, laps=2, seed=0, look_every=3)
+    assert [len(path) for path in asked if len(path) > 1] == [3, 3, 3, 3, 3, 2]
+
+
 def test_looking_leaves_no_trace():
     walk = box_walk(circle(5))
     world = World(tiny_model(), steps=1)
@@ -68,13 +101,25 @@ def test_a_long_walk_of_laps():
 
 @pytest.mark.parametrize("model", [None, tiny_model()], ids=["fill-only", "model"])
 def test_turning_the_input_turns_the_output(model):
-    condition = make_hole("wedge", box_walk(circle(9)), model, seed=0).condition
+    condition = shown_to(make_hole("wedge", box_walk(circle(9)), 2), model).condition
     assert roll_error(model, condition, turns=3, seed=0) < 1e-3
 
 
 def test_a_model_that_knows_longitudes_is_found_out():
     model = tiny_model()
-    condition = make_hole("wedge", box_walk(circle(9)), model, seed=0).condition
+    condition = shown_to(make_hole("wedge", box_walk(circle(9)), 2), model).condition
     decode = model.decode
     model.decode = lambda *a: decode(*a) + torch.linspace(0, 0.1, 2 * HEIGHT)[:, None]
     assert roll_error(model, condition, turns=3, seed=0) > 0.01
+
+
+def test_a_world_turned_by_a_pixel():
+    walk = box_walk(circle(9)).select(range(3))
+    assert turned_likeness(lambda: World(height=HEIGHT), walk, 1, seed=0) > 45
+
+    class Striped(World):
+        def walk(self, path):
+            for frame in super().walk(path):
+                yield frame._replace(image=frame.image * torch.linspace(0, 1, 2 * HEIGHT)[:, None])
+
+    assert turned_likeness(lambda: Striped(height=HEIGHT), walk, 1, seed=0) < 35

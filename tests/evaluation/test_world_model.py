@@ -7,8 +7,12 @@ from dataclasses import replace
 import pytest
 from tiny_world import tiny_model
 
+from evoworld.data.procedural import ProceduralWalks
+from evoworld.evaluation.held_out import leads_elsewhere, path_of
+from evoworld.evaluation.revisits import walk_lap
 from evoworld.evaluation.world_claims import claims, document, markdown, write
 from evoworld.evaluation.world_model import CASES, FILL_ONLY, Measured, Plan, evaluate
+from evoworld.world.evolve import World
 
 SMALL = Plan(
     seeds=2,
@@ -72,6 +76,45 @@ def test_pictures_show_the_truth_the_hole_and_all_contestants(measured):
         assert list(pictures) == ["true", "what the memory shows", FILL_ONLY, "model"]
         black = (pictures["what the memory shows"] == 0).all(-1).float().mean()
         assert 0.25 < black < 0.7
+
+
+def test_new_rooms_are_left_behind(measured):
+    walks = {row["walk"] for row in measured.rows if row["case"] == "new room"}
+    found = ProceduralWalks("test", 16, SMALL.hole_frames, 1000, kinds=("curve",))
+    assert len(walks) == SMALL.holes
+    for walk in walks:
+        index = int(walk.split("-")[1])
+        assert leads_elsewhere(found.world(index), path_of(found, index), 2)
+
+
+def test_the_truth_of_laps_has_a_seam_too(measured):
+    assert measured.values("lap", "truth", "seam_inside") and not measured.values("lap", "truth", "revisit")
+
+
+def test_the_network_is_asked_for_depth_without_words(monkeypatch):
+    prompts, start = [], World.start
+    monkeypatch.setattr(
+        World, "start", lambda self, **given: prompts.append(given.get("prompt", "")) or start(self, **given)
+    )
+    evaluate({FILL_ONLY: None}, replace(SMALL, cases=("panorama",)))
+    assert prompts == [""]
+
+
+def test_one_mask_and_one_size_of_voxels_for_all(monkeypatch):
+    masks, sizes = [], []
+
+    def lap(make, walk, seed, look_every, visible=None):
+        masks.append(visible)
+        sizes.append(make().voxel_size)
+        return walk_lap(make, walk, seed, look_every, visible)
+
+    model = tiny_model()
+    model.config = replace(model.config, voxel_size=0.2)
+    monkeypatch.setattr("evoworld.evaluation.world_model.walk_lap", lap)
+    evaluate({FILL_ONLY: None, "model": model}, replace(SMALL, cases=("lap",), seeds=1))
+    assert masks[0] is None and len(masks[1]) == SMALL.lap_frames and sizes == [0.2, 0.2]
+    with pytest.raises(ValueError, match="voxel_size"):
+        evaluate({"a": model, "b": tiny_model()}, SMALL)
 
 
 def test_table_and_json_hold_every_number(measured, tmp_path):

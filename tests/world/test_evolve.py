@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from box_world import CAMERA, box_frame, box_walk
@@ -22,7 +23,7 @@ class Painter:
     """A model that knows the box: true frames where nothing is visible, what is remembered elsewhere."""
 
     def __init__(self, num_frames=2, error=0.0):
-        self.config = SimpleNamespace(height=32, num_frames=num_frames, voxel_size=0.1)
+        self.config = SimpleNamespace(height=32, num_frames=num_frames, voxel_size=0.1, uses_memory=True)
         self.error, self.conditions, self.prompts = error, [], []
 
     def encode_text(self, prompts):
@@ -157,7 +158,100 @@ def test_a_photo_is_kept_where_it_lies():
     world.start(image=torch.full((40, 60, 3), 0.8), fov=90.0, prompt="a photo")
     frame = next(world.walk(line(2)))
     assert torch.allclose(frame.image[16, 32], torch.full((3,), 0.8)) and (frame.image[16, 0] == 0).all()
-    assert model.conditions[0].known_mask[0, 1].sum() == 0
+    assert [c.known.shape[1] for c in model.conditions] == [1]
+    next(world.walk(line(2)))
+    assert model.conditions[1].known_mask.sum() == 0
+
+
+@pytest.mark.parametrize("model", [None, Painter], ids=["fill", "model"])
+def test_the_frames_after_what_is_given_know_it(model):
+    """Whatever the length of a segment, the first one is no blind one."""
+    path, frame, made = line(5), box_frame(line(1)[0]), []
+    for num_frames in (1, 4):
+        world = World(model and model(num_frames), height=32, num_frames=num_frames)
+        world.start(image=frame.image, depth=frame.depth)
+        made.append(list(world.walk(path)))
+        assert len(made[-1]) == 5 and made[-1][1].visibility.mean() > 0.9
+    assert psnr(made[0][1].image, made[1][1].image) > 40
+    assert psnr(made[1][1].image, box_frame(path[1]).image) > 25
+
+
+def test_a_model_that_was_trained_without_memory_is_shown_none():
+    model = Painter(num_frames=1)
+    model.config.uses_memory = False
+    world = World(model)
+    world.start(prompt="a box")
+    frames = list(world.walk(line(2)))
+    assert model.conditions[1].visibility.max() == 0 and frames[1].visibility.mean() > 0.5
+
+
+def seen_box(height=32):
+    """A memory of the box from the beginning of the line, and how it looks from there."""
+    frame, world = box_frame(line(1)[0]), World(height=height)
+    world.start(image=frame.image, depth=frame.depth)
+    next(world.walk(line(1)))
+    return world.memory, frame
+
+
+def test_a_picture_on_top_of_a_world_lies_where_the_walk_begins():
+    """In the direction of the path, whatever that of the frames that the world was made from."""
+    memory, _ = seen_box()
+    pose = level_pose(torch.tensor([30.0, 0.0, 0.0]), torch.tensor(1.7))
+    image = torch.rand(32, 64, 3, generator=torch.Generator().manual_seed(0))
+    world = World(height=32)
+    world.start(image=image, depth=torch.full((32, 64), 2.0), world=memory)
+    assert torch.allclose(next(world.walk(pose[None])).image, image, atol=1e-5)
+
+
+def test_a_picture_of_a_place_that_is_remembered_is_refused():
+    memory, frame = seen_box()
+    other, points = World(height=32), memory.surfels.rows.shape[0]
+    with pytest.raises(ValueError, match="begin elsewhere"):
+        other.start(image=frame.image.flip(0), world=memory, camera_to_world=line(1)[0])
+    photo = {"image": torch.rand(40, 60, 3), "fov": 90.0}
+    for given in ({"image": frame.image.flip(0)}, photo):
+        other.start(**given, world=memory)
+        with pytest.raises(ValueError, match="begin elsewhere"):
+            other.walk(line(1))
+    assert memory.surfels.rows.shape[0] == points
+
+
+def test_a_world_goes_on_with_its_words(tmp_path):
+    model = Painter()
+    world = World(model)
+    world.start(prompt="a red box")
+    next(world.walk(line(1)))
+    world.save(tmp_path / "w.safetensors")
+    for prompt, expected in (("", "a red box"), ("a blue box", "a blue box")):
+        other = Painter()
+        goes_on = World(other)
+        goes_on.start(world=tmp_path / "w.safetensors", prompt=prompt)
+        assert other.prompts == [expected] and goes_on.memory.prompt == expected
+
+
+def test_a_world_without_a_network_lives_on_the_device_asked_for():
+    world = World.load("none", device="meta")
+    assert world.device.type == world.memory.device.type == "meta"
+    with pytest.raises(ValueError, match="world: expected a memory on meta, got one on cpu"):
+        world.start(world=Memory(0.1))
+
+
+def test_depth_may_be_an_array_of_numpy():
+    world = World(height=16)
+    world.start(image=torch.rand(16, 32, 3), depth=np.full((16, 32), 2.0))
+    assert torch.allclose(next(world.walk(line(1))).depth, torch.full((16, 32), 2.0), atol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [{"height": 1}, {"height": 0}, {"height": 8.0}, {"num_frames": 0}])
+def test_a_size_that_no_world_has_is_refused(sizes):
+    with pytest.raises(ValueError, match="expected a whole number of at least"):
+        World(**sizes)
+
+
+def test_odd_heights_work():
+    world = World(height=7)
+    world.start(image=torch.rand(40, 60, 3), fov=90.0)
+    assert len(list(world.walk(line(3)))) == 3
 
 
 def test_time_and_memory_do_not_grow_with_the_frames():
@@ -192,6 +286,10 @@ def test_level_keeps_the_heading():
         ({"image": torch.rand(8, 8, 3), "fov": 200.0}, "fov: expected degrees"),
         ({"prompt": "x", "camera_to_world": torch.zeros(4, 4)}, "camera_to_world|rigid"),
         ({"world": Memory(0.1, feature_dim=5)}, "expected a memory of colours"),
+        ({"world": 123}, "world: expected a memory or the path of a world file, got int"),
+        ({"prompt": None, "image": torch.rand(8, 16, 3)}, "prompt: expected words, got None"),
+        ({"image": torch.rand(8, 400, 3), "fov": 5.0}, "cover no pixel of a panorama of 16 x 32"),
+        ({"prompt": "x", "camera_to_world": level_pose(torch.tensor([0.0, 2e4, 0.0]), torch.tensor(0.0))}, "within"),
     ],
 )
 def test_a_bad_beginning_is_refused_and_the_world_stays(given, words):
@@ -204,7 +302,8 @@ def test_a_bad_beginning_is_refused_and_the_world_stays(given, words):
 
 
 @pytest.mark.parametrize(
-    "path", [torch.zeros(0, 4, 4), torch.eye(4), torch.zeros(2, 4, 4), torch.full((1, 4, 4), math.nan)]
+    "path",
+    [torch.zeros(0, 4, 4), torch.eye(4), torch.zeros(2, 4, 4), torch.full((1, 4, 4), math.nan), line(2, step=2e4)],
 )
 def test_a_bad_path_is_refused_before_the_walk(path):
     world = World(height=16)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from box_world import CAMERA, box_frame, box_walk
 
+from evoworld.data.procedural import ProceduralWalks
 from evoworld.geometry import Cubemap, Panorama, Pinhole
 from evoworld.world import Memory, MemoryConfig
+from evoworld.world.background import Background
 from evoworld.world.first_write import first_write_config, observe_first
 
 INSIDE = (0.1, -0.1, 0.1)  # a place that no frame was taken from
@@ -116,6 +118,43 @@ def test_a_point_in_free_space_is_left_out(box):
     assert unknown.float().mean() > 0.02 and not near.any()
     right = write(memory, beside)
     assert right[unknown].float().mean() > 0.8
+
+
+@pytest.fixture(scope="module")
+def courtyard():
+    """A walk around a courtyard under the sky."""
+    return ProceduralWalks("train", height=32, num_frames=13, kinds=["loop"])[22]
+
+
+def written(walk, outliers=0.0):
+    """A memory of all frames but the last, and how many wrongly near points stand in it before the sky."""
+    memory, generator, wrong = Memory(config=first_write_config(0.1)), torch.Generator().manual_seed(0), 0
+    for k in range(len(walk) - 1):
+        depth = walk.depth[k]
+        if k:
+            near = torch.rand(depth.shape, generator=generator) < outliers
+            depth = torch.where(near, torch.where(depth > 0, 0.2 * depth, 2.0).clamp(max=2.0), depth)
+        new = observe_first(memory, walk.image[k], depth, walk.camera_to_world[k], CAMERA)
+        wrong += int((new & (depth > 0) & (walk.depth[k] == 0)).sum())
+    return memory, wrong
+
+
+def test_a_point_in_open_sky_is_left_out(courtyard):
+    """Sky that a tree hid at first: nothing stands there, as earlier places saw past the tree."""
+    assert (courtyard.depth == 0).float().mean() > 0.1
+    _, wrong = written(courtyard, outliers=0.5)
+    assert wrong <= 1
+
+
+def test_a_closed_walk_under_the_sky_keeps_what_it_saw(courtyard, monkeypatch):
+    """That near points before the sky are refused costs none of those that stand there."""
+    memory, _ = written(courtyard)
+    view = memory.query(CAMERA, courtyard.camera_to_world[-1])
+    assert view.visibility.mean() > 0.98
+    assert -10 * math.log10((view.features - courtyard.image[-1]).square().mean()) > 33
+    monkeypatch.setattr(Background, "surely_seen", lambda self, directions: torch.zeros(len(directions)).bool())
+    unchecked, _ = written(courtyard)
+    assert memory.surfels.rows.shape[0] >= 0.99 * unchecked.surfels.rows.shape[0]
 
 
 def test_seen_from_nearer_it_is_written_again():

@@ -217,6 +217,18 @@ def test_the_header_says_what_the_file_is(memory, world):
     assert os.path.getsize(world) < memory.nbytes + memory.background.sums.nbytes + memory.poses.nbytes + 4096
 
 
+def test_the_words_come_back(tmp_path):
+    memory = observed(1)
+    memory.prompt = "a “red” box"
+    memory.save(tmp_path / "w.safetensors")
+    assert Memory.load(tmp_path / "w.safetensors").prompt == memory.prompt
+
+
+def test_a_file_without_words_is_read(memory, world):
+    rewrite(world, change_metadata=lambda metadata: metadata.pop("prompt"))
+    assert Memory.load(world).prompt == ""
+
+
 def test_the_file_has_the_permissions_of_any_other(memory, tmp_path):
     (tmp_path / "plain").touch()
     memory.save(tmp_path / "w.safetensors")

@@ -38,7 +38,7 @@ def make_walk(
         kind: of `WALKS`. ``loop`` ends where it began; ``out_and_back`` returns over its own steps.
         num_frames: T, at least 1.
         seed: of the way, the height of the camera and where it looks.
-        step: metres between frames; less where there is not as much space.
+        step: metres between frames, about; less where there is not as much space, and loops close with equal steps.
 
     Raises:
         ValueError: for another kind, no frames, or a step that is not positive.
