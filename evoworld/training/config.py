@@ -125,9 +125,9 @@ class TrainConfig:
 
     model: WorldModelConfig = field(default_factory=lambda: MODELS["tiny"])
     data: DataConfig = DataConfig()
-    autoencoder: AutoencoderStageConfig = AutoencoderStageConfig(share=0.25)
-    memory: StageConfig = StageConfig(share=0.1)
-    flow: FlowStageConfig = FlowStageConfig(share=0.65)
+    autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
+    memory: StageConfig = StageConfig()
+    flow: FlowStageConfig = FlowStageConfig()
     out: str = "runs/tiny"
     """folder of the run: checkpoints, previews, log, and the model itself"""
     minutes: float = 0.0
@@ -181,7 +181,12 @@ class TrainConfig:
 
 
 CONFIGS = {
-    "tiny": TrainConfig(),
+    "tiny": TrainConfig(
+        data=DataConfig(worlds=1024, segments=8192, reuse=6),
+        autoencoder=AutoencoderStageConfig(share=0.06, batch=2),
+        memory=StageConfig(share=0.1, batch=2),
+        flow=FlowStageConfig(share=0.84, batch=2),
+    ),
     "base": TrainConfig(
         model=MODELS["base"],
         data=DataConfig(worlds=20_000, segments=400_000, reuse=16, workers=16),

@@ -18,9 +18,9 @@ GROUPS = 8  # of the group normalisations
 LOG_VARIANCE = (-12.0, 4.0)  # of a latent, that exp() is asked for
 STATISTICS_MOMENTUM = 0.01  # of the mean and deviation of the latents, a training step
 SMALLEST_DEVIATION = 1e-3
-# RGB-D values of -1 to 1 deviate by about 0.5. Neighbouring pixels are alike, so that as much noise hides little of them
-# (Hoogeboom, Heek and Salimans 2023, "Simple diffusion", section 2.1): they are scaled to a quarter of the noise. A power
-# of two, so that dividing by it is exact.
+# RGB-D values of -1 to 1 deviate by about 0.5. Neighbouring pixels are alike, so that as much noise would hide little
+# of them (Hoogeboom, Heek and Salimans 2023, "Simple diffusion", section 2.1): they are scaled to a quarter of it.
+# A power of two, so that dividing by it is exact.
 PIXEL_DEVIATION = 2.0
 
 

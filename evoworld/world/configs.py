@@ -8,8 +8,12 @@ from .memory_encoder import MemoryEncoderConfig
 from .model import WorldModelConfig
 
 CONFIGS = {
-    # 64 x 128, tokens 16 x 32: 20 MB as float16, runs and trains on a CPU.
-    "tiny": WorldModelConfig(),
+    # 64 x 128, tokens 8 x 16 of pixels: 16 MB as float16, runs and trains on a CPU.
+    "tiny": WorldModelConfig(
+        autoencoder=AutoencoderConfig(kind="none", latent_channels=64),
+        dit=DiTConfig(token_size=8, patch_size=2, latent_channels=64, rotary_width=16),
+        memory=MemoryEncoderConfig(token=8),
+    ),
     # 256 x 512, tokens 32 x 64: for one card.
     "base": WorldModelConfig(
         height=256,

@@ -1,21 +1,20 @@
 """A model and data so small that a step of each stage takes little time."""
 
-from dataclasses import replace
-
 from evoworld.training.config import AutoencoderStageConfig, DataConfig, FlowStageConfig, StageConfig, TrainConfig
-from evoworld.world.configs import CONFIGS as MODELS
+from evoworld.world.autoencoder import AutoencoderConfig
+from evoworld.world.dit import DiTConfig
+from evoworld.world.memory_networks import MemoryEncoderConfig
+from evoworld.world.model import WorldModelConfig
 
 HEIGHT = 16
 
 
 def small_model(**changes):
-    """The tiny model, reduced."""
-    tiny = MODELS["tiny"]
-    autoencoder = replace(tiny.autoencoder, dim=8, refiner_dim=8)
-    dit = replace(tiny.dit, dim=32, num_heads=2, depth=2, stem_dim=8, rotary_width=8)
-    memory = None if tiny.memory is None else replace(tiny.memory, height=HEIGHT)
-    sizes = {"autoencoder": autoencoder, "dit": dit, "memory": memory}
-    return replace(tiny, height=HEIGHT, num_frames=2, text="none", **(sizes | changes))
+    """All parts, and latents of our autoencoder."""
+    dit = DiTConfig(dim=32, num_heads=2, depth=2, stem_dim=8, rotary_width=8)
+    parts = {"autoencoder": AutoencoderConfig(dim=8, refiner_dim=8), "dit": dit}
+    parts["memory"] = MemoryEncoderConfig(height=HEIGHT)
+    return WorldModelConfig(height=HEIGHT, num_frames=2, text="none", **(parts | changes))
 
 
 def small_config(folder, **changes):
