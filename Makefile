@@ -8,13 +8,16 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: help setup native lint test demo
 help:
-	@echo "make demo    reconstruct the room that ships with the project, walk through it, write out/"
+	@echo "make demo    a room reconstructed, a world from a photograph and one from a sentence: see out/"
 	@echo "make test    lint and all tests"
 	@echo "make lint    ruff and clang-format"
 	@echo "make native  rebuild the native libraries after a change in csrc"
 
+SENTENCE := "a bright living room with a wooden floor, a red sofa and a window"
 demo: native
 	evoworld demo --out out
+	evoworld generate --image examples/photographs/lebombo.jpg --out out/photograph
+	evoworld generate --prompt $(SENTENCE) --trajectory explore --out out/sentence
 
 # Two processes, a file of tests to one of them at a time.
 test: lint

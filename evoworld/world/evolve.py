@@ -240,9 +240,13 @@ class World:
             begin = end
 
     def _segment(self, poses: Tensor) -> Iterator[Frame]:  # [T, 4, 4] level
-        """Makes the frames of a segment together, and gives them one by one as they are observed."""
+        """Makes the frames of a segment together, and gives them one by one as they are observed.
+
+        A model knows segments of `num_frames`; a shorter one is made with its last frame repeated.
+        """
+        missing = 0 if self.model is None else max(self.num_frames - len(poses), 0)
         with torch.no_grad():
-            condition = self._condition(poses)
+            condition = self._condition(torch.cat((poses, poses[-1:].expand(missing, 4, 4))))
             rgbd = condition.filled() if self.model is None else self._sample(condition)
             rgbd = torch.where(_per_channel(condition.known_mask) > 0.5, condition.known, rgbd)[0]
             images, depths = decode_rgbd(rgbd)

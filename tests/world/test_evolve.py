@@ -93,7 +93,9 @@ def test_segments_are_made_together_and_remember_the_ones_before():
     world = World(model, colour=0.5)
     world.start(prompt="a box")
     frames = list(world.walk(line(5)))
-    assert [c.known.shape[1] for c in model.conditions] == [2, 2, 1] and model.prompts == ["a box"]
+    assert len(frames) == 5 and model.prompts == ["a box"]
+    assert [c.known.shape[1] for c in model.conditions] == [2, 2, 2]  # the last frame twice, of which one is kept
+    assert torch.equal(*model.conditions[2].position[0])
     assert model.conditions[0].text.shape == (1, 3, 8)
     assert [c.visibility.mean() > 0.5 for c in model.conditions] == [False, True, True]
     assert torch.allclose(frames[0].image, torch.full((32, 64, 3), 0.75))
@@ -158,7 +160,7 @@ def test_a_photo_is_kept_where_it_lies():
     world.start(image=torch.full((40, 60, 3), 0.8), fov=90.0, prompt="a photo")
     frame = next(world.walk(line(2)))
     assert torch.allclose(frame.image[16, 32], torch.full((3,), 0.8)) and (frame.image[16, 0] == 0).all()
-    assert [c.known.shape[1] for c in model.conditions] == [1]
+    assert [c.known.shape[1] for c in model.conditions] == [2]
     next(world.walk(line(2)))
     assert model.conditions[1].known_mask.sum() == 0
 
