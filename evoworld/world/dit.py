@@ -196,12 +196,14 @@ class PanoramaDiT(nn.Module):
 
     With z the noisy latents at the flow's time t and b those of the prediction without a network (`Condition.filled`)::
 
-        tokens = stem(condition) + Linear([z, b]) + Linear(rays) + Linear(features)
+        tokens = stem(condition) + Linear([t z / (t^2 + (1 - t)^2), b]) + Linear(rays) + Linear(features)
         x = b + Linear(blocks(tokens, t, text))
 
-    where the last layer starts at zero. Blocks attend over all of the sphere (of a frame, or of all frames at once),
-    through the frames, and to the words; adaLN-zero brings in t and the words' mean. Where frames lie is known by their
-    rays, relative to the first; their order is not. Rolling all inputs by whole tokens rolls the output.
+    where the last layer starts at zero, and z counts as much as it says of latents as strong as the noise: nothing at
+    t = 0 (at the unit variance of Karras et al. 2022, "Elucidating", an early model could not see past the noise).
+    Blocks attend over all of the sphere (of a frame, or of all frames at once), through the frames, and to the words;
+    adaLN-zero brings in t and the words' mean. Where frames lie is known by their rays, relative to the first; their
+    order is not. Rolling all inputs by whole tokens rolls the output.
 
     Args:
         config: the sizes.
@@ -271,7 +273,9 @@ class PanoramaDiT(nn.Module):
         context: Context,
     ) -> Tensor:  # [B, T, h, w, C]
         patch = self.config.patch_size
-        tokens = context.tokens + self.latents_in(to_patches(torch.cat((latents, context.base), -1), patch))
+        certain = (time / (time.square() + (1 - time).square())).to(latents)[:, None, None, None, None]
+        inputs = torch.cat((certain * latents, context.base), -1)
+        tokens = context.tokens + self.latents_in(to_patches(inputs, patch))
         weight = context.text_mask[..., None].to(context.text.dtype)
         mean = (context.text * weight).sum(1) / weight.sum(1)
         embedding = self.time(time) + self.text_mean(mean)  # [B, dim]
