@@ -102,7 +102,7 @@ class AutoencoderStageConfig(StageConfig):
     """The autoencoder's stage: reconstruction, and details taken from what is known and visible."""
 
     latent_noise: float = 0.3
-    """largest noise, of their deviation, on latents that are decoded with a skip, as generated ones are not exact"""
+    """largest noise on latents before they are decoded with a skip, as generated ones are not exact"""
     photos: float = 0.1
     """share of steps on photos without depth, if there are any"""
 

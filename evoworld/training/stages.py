@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from evoworld.world.autoencoder import reconstruction_loss
+from evoworld.world.autoencoder import Autoencoder, reconstruction_loss
 from evoworld.world.condition import Condition
 from evoworld.world.flow import add_noise, consistency_loss, flow_loss, sample, sample_time
 from evoworld.world.memory_loss import Reconstruction
@@ -78,7 +78,7 @@ class AutoencoderObjective(Objective):
         autoencoder = self.autoencoder
         latents, base = autoencoder.encode(target), autoencoder.encode(filled)
         share, level = (drawn(torch.rand, random, (1,), like=latents).view(-1, 1, 1, 1, 1) for _ in range(2))
-        noise = drawn(torch.randn, random, latents.shape[1:], like=latents) * latents.std()
+        noise = noise_of(autoencoder, random, latents)
         return autoencoder.draft(torch.lerp(latents, base, share) + self.config.latent_noise * level * noise)
 
     def picture(self, batch: Batch) -> Tensor:  # [h, w, 3]
@@ -146,7 +146,7 @@ class FlowObjective(Objective):
         with torch.no_grad():
             latents, base = model.autoencoder.encode(target), model.autoencoder.encode(filled)
         time = torch.cat([sample_time(1, generator) for generator in random]).to(latents)
-        noise = drawn(torch.randn, random, latents.shape[1:], like=latents)
+        noise = noise_of(model.autoencoder, random, latents)
         context = self.dit.context(condition, filled, base)
         predicted = self.dit(add_noise(latents, noise, time), time, context)
         parts = {"flow": flow_loss(predicted, latents)}
@@ -242,6 +242,11 @@ def seen_of(condition: Condition) -> Tensor:  # [B, T, H, W, 2]
 def drawn(draw: Callable[..., Tensor], random: Random, shape: Sequence[int], like: Tensor) -> Tensor:  # [B, ...]
     """Random numbers for each sample out of its own generator, whatever device they are for."""
     return torch.stack([draw(*shape, generator=generator) for generator in random]).to(like)
+
+
+def noise_of(autoencoder: Autoencoder, random: Random, latents: Tensor) -> Tensor:  # [B, T, h, w, C]
+    """Noise for the latents of each sample out of its own generator."""
+    return torch.stack([autoencoder.noise(latents.shape[1:], generator) for generator in random]).to(latents)
 
 
 def with_sum(parts: dict[str, Tensor]) -> dict[str, Tensor]:

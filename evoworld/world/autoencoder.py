@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,16 +13,14 @@ from torch import Tensor, nn
 from evoworld.nn import SphericalConv2d
 
 from .flow import sphere_mean
+from .noise import panorama_noise
 
 KINDS = ("vae", "none", "diffusers")
 GROUPS = 8  # of the group normalisations
 LOG_VARIANCE = (-12.0, 4.0)  # of a latent, that exp() is asked for
 STATISTICS_MOMENTUM = 0.01  # of the mean and deviation of the latents, a training step
 SMALLEST_DEVIATION = 1e-3
-# RGB-D values of -1 to 1 deviate by about 0.5. Neighbouring pixels are alike, so that as much noise would hide little
-# of them (Hoogeboom, Heek and Salimans 2023, "Simple diffusion", section 2.1): they are scaled to a quarter of it.
-# A power of two, so that dividing by it is exact.
-PIXEL_DEVIATION = 2.0
+PIXEL_DEVIATION = 0.5  # about that of RGB-D values of -1 to 1; a power of two, so that dividing by it is exact
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,9 @@ class Refiner(nn.Module):
 class Autoencoder(nn.Module):
     """What all autoencoders share: `encode` and `decode`.
 
-    Latents ``[B, T, H / factor, W / factor, C]`` have about zero mean and unit variance (those of pixels: a sixteenth);
-    ``posterior`` and ``draft_raw``, what an autoencoder is made of, lie before that normalisation. `decode` gives a
-    draft from the latents alone; with a skip, RGB-D at full resolution that is to be kept where it is visible, the
-    `Refiner`'s output.
+    Latents ``[B, T, H / factor, W / factor, C]`` have about zero mean and unit variance; ``posterior`` and
+    ``draft_raw``, what an autoencoder is made of, lie before that normalisation. `decode` gives a draft from the
+    latents alone; with a skip, RGB-D at full resolution that is to be kept where it is visible, the `Refiner`'s output.
     Rolling by multiples of ``factor`` pixels commutes with both.
     """
 
@@ -166,6 +164,14 @@ class Autoencoder(nn.Module):
         if skip is not None:
             parts["refined"] = reconstruction_loss(self.refiner(draft, skip, visibility), rgbd, known)
         return parts
+
+    def noise(
+        self,
+        shape: Sequence[int],  # [T, h, w, C]
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # [T, h, w, C]
+        """What a flow to the latents of T frames starts from, of unit variance; on the device of the generator."""
+        return torch.randn(*shape, generator=generator, device="cpu" if generator is None else generator.device)
 
     def posterior(
         self,
@@ -249,6 +255,15 @@ class PixelAutoencoder(Autoencoder):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__(config, deviation=PIXEL_DEVIATION)
+
+    def noise(
+        self,
+        shape: Sequence[int],  # [T, h, w, 4 factor^2]
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # [T, h, w, 4 factor^2]
+        """That of `panorama_noise`."""
+        pixels = panorama_noise(shape[0], shape[1] * self.config.factor, generator)
+        return self.posterior(pixels[None])[0][0]
 
     def posterior(
         self,

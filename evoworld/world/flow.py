@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .dit import Context
     from .model import WorldModel
 
-TIME_MEAN, TIME_DEVIATION = 0.8, 1.0  # of the logit of the times that are trained
+TIME_MEAN, TIME_DEVIATION = 0.0, 1.0  # of the logit of the times that are trained
 UNIFORM_SHARE = 0.25  # of the times are drawn evenly: those near 0, where sampling starts, would else hardly be trained
 LAST_TIME = 1 - 1e-3  # where training ends: from there on nothing is left to predict
 SHIFT = 2.5  # how much denser the times of sampling lie at the noise
@@ -24,7 +24,7 @@ SAMPLERS = ("euler", "heun")
 
 
 def sample_time(count: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
-    """Times of training, `[count]` float32 below 1: three of four are sigmoid(N(0.8, 1)), the others uniform.
+    """Times of training, `[count]` float32 below 1: three of four are sigmoid(N(0, 1)), the others uniform.
 
     Example:
         >>> times = sample_time(1000, torch.Generator().manual_seed(0))
@@ -158,7 +158,8 @@ def sample(
     if memory_guidance != 1:
         others.append((memory_guidance - 1, model.context(condition.without_memory())[0]))
     where = "cpu" if generator is None else generator.device
-    noise = torch.randn(full.base.shape, generator=generator, device=where).to(full.base)
+    batch, *shape = full.base.shape
+    noise = torch.stack([model.autoencoder.noise(shape, generator) for _ in range(batch)]).to(full.base)
     tokens = full.tokens.shape[-2]
     patch = full.base.shape[-2] // tokens
 

@@ -72,11 +72,11 @@ def test_the_refiner_looks_no_further_than_its_convolutions(perturb):
     assert (rows.min(), rows.max()) == (12, 20) and (columns.min(), columns.max()) == (28, 36)
 
 
-def test_pixels_are_exact_and_a_quarter_as_strong_as_noise():
+def test_pixels_are_exact_and_of_about_unit_variance():
     pixels, rgbd = make_autoencoder(PIXELS), frames()
     latents = pixels.encode(rgbd)
     assert torch.equal(pixels.decode(latents), rgbd)
-    assert 0.2 < latents.std() < 0.33
+    assert 0.8 < latents.std() < 1.3
 
 
 def test_training_learns():
