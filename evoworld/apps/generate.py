@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="generated", metavar="DIR", help="folder for the results; default generated")
     parser.add_argument("--model", default="tiny", metavar="NAME|FILE", help="default tiny; none: no network")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--steps", type=int, default=3, metavar="N", help="of sampling; default 3")
+    parser.add_argument("--steps", type=int, default=2, metavar="N", help="of sampling; default 2")
     parser.add_argument("--text-guidance", type=float, default=1.0, metavar="S", help="above 1: the words count more")
     parser.add_argument(
         "--memory-guidance", type=float, default=1.0, metavar="S", help="above 1: the memory counts more"

@@ -56,7 +56,7 @@ class Plan:
     captions: int = 8
     text_walks: int = 4000  # true renderings that the classifier of captions learns from
     cache: str | None = None  # folder for true renderings
-    steps: int = 3  # of sampling
+    steps: int = 2  # of sampling
 
     def __post_init__(self) -> None:
         unknown = [case for case in self.cases if case not in CASES]

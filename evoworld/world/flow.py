@@ -113,7 +113,7 @@ def sphere_mean(
 def sample(
     model: WorldModel,
     condition: Condition,
-    steps: int = 3,
+    steps: int = 2,
     sampler: str = "euler",
     text_guidance: float = 1.0,
     memory_guidance: float = 1.0,

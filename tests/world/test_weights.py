@@ -43,8 +43,9 @@ def test_it_is_the_configuration_of_its_name_and_trained(world):
 
 
 def test_large_holes_are_nearer_to_the_truth_than_filled_ones(world, holes):
+    """In one step, which gives the mean of what may be there."""
     filled = [fill(hole, None, 0) for hole in holes]
-    made = [fill(shown_to(hole, world.model), world.model, 0, steps=3) for hole in holes]
+    made = [fill(shown_to(hole, world.model), world.model, 0, steps=1) for hole in holes]
     better = [after.psnr - before.psnr for before, after in zip(filled, made, strict=True)]
     assert sum(better) / len(better) > 0
     nearer = [after.abs_rel - before.abs_rel for before, after in zip(filled, made, strict=True)]
