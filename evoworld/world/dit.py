@@ -36,6 +36,7 @@ class DiTConfig:
     text_dim: int = 384  # E of the text's tokens
     feature_dim: int = 16  # F of the learned memory's features; 0: there are none
     rotary_width: int = 32  # tokens around the panorama, by which the frequencies are chosen
+    head_dim: int = 0  # channels of two convolutions that join what the patches say; 0: there are none
     joint: bool = True  # blocks of odd number attend to all frames at once; else to each frame, then through time
     checkpointing: bool = False  # computes blocks again in the backward pass, instead of keeping what is in them
 
@@ -191,13 +192,32 @@ class Block(nn.Module):
         return joint.view(tokens.shape)
 
 
+class LatentHead(nn.Module):
+    """A correction of predicted latents by their neighbours, across the borders of patches; nothing before training."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        last = SphericalConv2d(dim, channels, 3)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(SphericalConv2d(3 * channels, dim, 3), nn.GELU(), last)
+
+    def forward(
+        self,
+        latents: Tensor,  # [B, T, h, w, C]
+        inputs: Tensor,  # [B, T, h, w, 2 C]
+    ) -> Tensor:  # [B, T, h, w, C]
+        planes = torch.cat((latents, inputs), -1).flatten(0, 1).movedim(-1, 1)
+        return self.layers(planes).movedim(1, -1).unflatten(0, latents.shape[:2])
+
+
 class PanoramaDiT(nn.Module):
     """Predicts the clean latents of T panoramas from noisy ones and their condition.
 
     With z the noisy latents at the flow's time t and b those of the prediction without a network (`Condition.filled`)::
 
         tokens = stem(condition) + Linear([t z / (t^2 + (1 - t)^2), b]) + Linear(rays) + Linear(features)
-        x = b + Linear(blocks(tokens, t, text))
+        x = b + Linear(blocks(tokens, t, text)),    x + head(x, z, b) if there is a head
 
     where the last layer starts at zero, and z counts as much as it says of latents as strong as the noise: nothing at
     t = 0 (at the unit variance of Karras et al. 2022, "Elucidating", an early model could not see past the noise).
@@ -242,6 +262,7 @@ class PanoramaDiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, rotary, odd=i % 2 == 1) for i in range(config.depth))
         self.last_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
         self.last = nn.Linear(dim, patch)
+        self.head = LatentHead(config.latent_channels, config.head_dim) if config.head_dim else None
         for layer in (self.modulation[1], self.last_modulation[1], self.last):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -288,7 +309,8 @@ class PanoramaDiT(nn.Module):
                 tokens = block(*arguments)
         shift, scale = self.last_modulation(embedding)[:, None, None, None].chunk(2, -1)
         output = self.last(torch.addcmul(shift, F.layer_norm(tokens, tokens.shape[-1:]), 1 + scale))
-        return context.base + from_patches(output, patch)
+        predicted = context.base + from_patches(output, patch)
+        return predicted if self.head is None else predicted + self.head(predicted, inputs)
 
 
 def modulated(

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import types
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -94,8 +94,10 @@ def own_state(model: nn.Module) -> dict[str, Tensor]:
 def config_from_dict(kind: type[Config], values: object, name: str = "config") -> Config:
     """A frozen dataclass, of others too, from what JSON holds of it.
 
+    A field that is not there is its default: it came after the file, which did without.
+
     Raises:
-        ValueError: a field is missing, unknown, or of another type; the message names it.
+        ValueError: a field is unknown or of another type, or one without a default is missing; the message names it.
 
     Example:
         >>> from evoworld.world.autoencoder import AutoencoderConfig
@@ -105,13 +107,12 @@ def config_from_dict(kind: type[Config], values: object, name: str = "config") -
     if not isinstance(values, dict):
         raise ValueError(f"{name}: expected fields of {kind.__name__}, got {values!r:.60}")
     kinds = get_type_hints(kind)
-    names = [field.name for field in fields(kind)]
-    if set(values) != set(names):
-        different = ", ".join(sorted(set(values) ^ set(names)))
-        raise ValueError(
-            f"{name}: expected the fields of {kind.__name__}, of which these miss or are unknown: {different}"
-        )
-    return kind(**{field: _convert(kinds[field], values[field], f"{name}.{field}") for field in names})
+    needed = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
+    different = (set(values) - {field.name for field in fields(kind)}) | (needed - set(values))
+    if different:
+        named = ", ".join(sorted(different))
+        raise ValueError(f"{name}: expected the fields of {kind.__name__}, of which these miss or are unknown: {named}")
+    return kind(**{field: _convert(kinds[field], value, f"{name}.{field}") for field, value in values.items()})
 
 
 def _convert(kind: Any, value: object, name: str) -> object:

@@ -38,7 +38,11 @@ def test_predicts_the_base_before_training(random_condition):
     assert torch.equal(predict(PanoramaDiT(SMALL), condition, filled, base, latents), base)
 
 
-@pytest.mark.parametrize("change", [{}, {"joint": False}, {"patch_size": 2}], ids=["joint", "frames", "patches"])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"joint": False}, {"patch_size": 2}, {"patch_size": 2, "head_dim": 8}],
+    ids=["joint", "frames", "patches", "head"],
+)
 @pytest.mark.parametrize("turn", [1, 5])
 def test_rolls_with_its_inputs(change, turn, random_condition, perturb):
     config = replace(SMALL, **change)

@@ -303,3 +303,11 @@ def test_configurations_survive_json(name):
     config = CONFIGS[name]
     assert config_from_dict(WorldModelConfig, json.loads(json.dumps(asdict(config)))) == config
     assert config_from_dict(WorldModelConfig, json.loads(json.dumps(asdict(PIXELS)))) == PIXELS
+
+
+def test_a_field_that_came_after_a_file_is_its_default():
+    earlier = asdict(SMALL)
+    del earlier["uses_memory"], earlier["dit"]["joint"]
+    assert config_from_dict(WorldModelConfig, earlier) == replace(SMALL, dit=replace(SMALL.dit, joint=True))
+    with pytest.raises(ValueError, match=r"config\.dit: expected the fields of DiTConfig.*: heads"):
+        config_from_dict(WorldModelConfig, {"dit": {"heads": 3}})
