@@ -97,7 +97,7 @@ def test_a_world_is_gone_on_from(made, model_file, tmp_path):
 def test_words_alone_and_the_seed_decide(model_file, tmp_path):
     images = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        options = ("--prompt", "a hall", "--seed", seed, "--frames", 1, "--steps", 1, "--model", model_file)
+        options = ("--prompt", "a hall", "--seed", seed, "--frames", 1, "--steps", 2, "--model", model_file)
         assert run(*options, "--trajectory", "forward", "--out", tmp_path / name) == 0
         images.append(read_capture(tmp_path / name / "walk")[0].image)
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])

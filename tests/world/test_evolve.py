@@ -316,7 +316,7 @@ def test_a_bad_path_is_refused_before_the_walk(path):
 def test_models_are_found_by_name_and_by_file(tmp_path, monkeypatch):
     assert World.load("none", height=16).model is None
     with pytest.raises(
-        FileNotFoundError, match="nowhere: expected a file of weights, .* or one of none .*, got neither"
+        FileNotFoundError, match="nowhere: expected a file of weights, .* or one of tiny, none .*, got neither"
     ):
         World.load("nowhere")
     damaged = tmp_path / "damaged.safetensors"
