@@ -128,6 +128,8 @@ class TrainConfig:
     autoencoder: AutoencoderStageConfig = AutoencoderStageConfig()
     memory: StageConfig = StageConfig()
     flow: FlowStageConfig = FlowStageConfig()
+    weights: str = ""
+    """weights that training starts from: a file, or the name of a shipped model; parts they lack start new"""
     out: str = "runs/tiny"
     """folder of the run: checkpoints, previews, log, and the model itself"""
     minutes: float = 0.0

@@ -104,15 +104,7 @@ class World:
             return cls(device=device, **options)
         from .model import WorldModel
 
-        shipped = WEIGHTS / f"{name_or_path}.safetensors"
-        path = Path(name_or_path)
-        if not path.is_file() and not shipped.is_file():
-            names = sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
-            raise FileNotFoundError(
-                f"{name_or_path}: expected a file of weights, as `evoworld train` writes it, or one of "
-                f"{', '.join([*names, 'none'])} (none: no network, holes are filled from around them), got neither"
-            )
-        return cls(WorldModel.load(path if path.is_file() else shipped, device), **options)
+        return cls(WorldModel.load(find_weights(name_or_path), device), **options)
 
     def start(
         self,
@@ -335,6 +327,22 @@ class World:
             rgbd, visibility = render_memory(self.memory, pose, self.camera)
             with torch.no_grad():
                 self.model.memory_encoder.update(self._features, rgbd, pose.to(rgbd), visibility)
+
+
+def find_weights(name_or_path: str | os.PathLike) -> Path:
+    """The file of a model: one that is shipped, by its name, or a file's own path.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no weights of that name are shipped.
+    """
+    path, shipped = Path(name_or_path), WEIGHTS / f"{name_or_path}.safetensors"
+    if path.is_file() or shipped.is_file():
+        return path if path.is_file() else shipped
+    names = sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
+    raise FileNotFoundError(
+        f"{name_or_path}: expected a file of weights, as `evoworld train` writes it, or one of "
+        f"{', '.join([*names, 'none'])} (none: no network, holes are filled from around them), got neither"
+    )
 
 
 def level(

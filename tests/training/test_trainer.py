@@ -21,9 +21,11 @@ from evoworld.training.clock import StageClock
 from evoworld.training.config import CONFIGS, STAGES, AutoencoderStageConfig, FlowStageConfig, StageConfig
 from evoworld.training.run_folder import MODEL, RunFolder
 from evoworld.training.trainer import train
+from evoworld.world.dit import DiTConfig
 from evoworld.world.model import WorldModel
 
 STEPS = 5  # of the flow
+NARROW = DiTConfig(dim=32, num_heads=2, depth=1, stem_dim=8, rotary_width=8, feature_dim=0)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,25 @@ def test_a_model_that_was_trained_without_memory_says_so(config, folder):
     only = replace(only, memory=StageConfig(steps=0), flow=replace(config.flow, steps=1))
     assert train(only, Quiet())
     assert not WorldModel.load(Path(only.out) / MODEL).config.uses_memory
+
+
+def test_training_starts_from_weights(config, finished, folder):
+    """Of a model without the part that is new; the first step is small, so that what was learnt is still there."""
+    model = replace(config.model, dit=replace(config.model.dit, head_dim=8))
+    flow = replace(config.flow, steps=1, rate=1e-9, ema=0.0)
+    weights = str(Path(config.out) / MODEL)
+    more = replace(config, out=str(folder / "more"), model=model, weights=weights, flow=flow)
+    more = replace(more, autoencoder=AutoencoderStageConfig(steps=0), memory=StageConfig(steps=0))
+    watcher = Quiet()
+    assert train(more, watcher) and [stage for stage, *_ in watcher.losses] == ["flow"]
+    before, after = tensors_of(config.out), tensors_of(more.out)
+    assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"head"}
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+    other = replace(more, out=str(folder / "other"), model=small_model(memory=None, dit=NARROW))
+    with pytest.raises(ValueError, match=r"weights: .*expected .* for this configuration"):
+        train(other, Quiet())
+    with pytest.raises(FileNotFoundError, match="nowhere: expected a file of weights"):
+        train(replace(other, weights="nowhere"), Quiet())
 
 
 def test_a_step_whose_gradient_is_not_finite_is_left_out(config, folder, monkeypatch):
