@@ -11,7 +11,6 @@ from evoworld.geometry import Panorama
 from .selection import Selection
 
 MIN_WEIGHT = 1e-12  # steradians
-EDGE = 2  # pixels: what is seen of the sky is spread over as many, and may be hidden there
 HOLE_LEVELS = 3  # halvings of the resolution at which directions between those seen are looked up
 
 
@@ -63,21 +62,6 @@ class Background:
             seen = left.put(seen, (weight[:, 0] > MIN_WEIGHT).to(seen.dtype))
             sums = F.avg_pool2d(sums, 2)
         return mean, seen
-
-    def surely_seen(
-        self,
-        directions: Tensor,  # [R, 3] unit, world
-    ) -> Tensor:  # [R] bool
-        """Where the sky was seen in a direction and in all around it: not at the edge of what stands before it."""
-        if self.sums.numel() == 0:
-            return torch.zeros_like(directions[:, 0], dtype=torch.bool)
-        height, width = self.sums.shape[:2]
-        missing = (self.sums[..., -1] <= MIN_WEIGHT).to(directions.dtype)[None]
-        n = min(EDGE, width)
-        missing = torch.cat([missing[..., width - n :], missing, missing[..., :n]], -1)
-        missing = F.max_pool2d(missing, 2 * n + 1, stride=1, padding=(n, 0))[0]
-        u, v = Panorama(height, width).project(_camera_axes(directions)).long().unbind(-1)
-        return missing[v.clamp(0, height - 1), u % width] == 0
 
 
 def _bilinear(

@@ -7,22 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from evoworld.geometry import Camera
+from evoworld.geometry import Camera, Panorama
 
 from .memory import Memory, MemoryConfig
-from .surfels import DETAIL, SKY, SKY_FROM
+from .surfels import DETAIL, SKY
+from .viewpoints import CLEAR, ROWS
 
 KNOWN = 0.5  # visibility from which a pixel is not written again
-FREE = 0.93  # of the range of what is known: a point nearer than that stands in space that was seen to be free
-FREE_COARSE = 0.7  # the same where it was seen in large pixels, whose range is less certain
-OPEN = 0.1  # opacity up to which a viewpoint sees nothing but sky
-WITNESSES = 3  # earlier viewpoints that new points are checked from
-APART = 0.4  # metres between them
+CLEAR_COARSE = 0.7  # what CLEAR is where a camera sees large pixels, whose range is less certain
+NEAR = 0.25  # metres: the walker's own space, in which a wall that was generated wrongly is not shown
 
 
 def first_write_config(voxel_size: float, feature_dim: int = 3) -> MemoryConfig:
     """What a memory of generated frames is made with: points for what they show, voxels for where surfaces stand."""
-    return MemoryConfig(voxel_size, feature_dim, (4.0, 1.0), ((0.25, math.inf), (0.0, 4.0)), surfels=True)
+    footprints = (0.25, math.inf), (0.0, 4.0)
+    return MemoryConfig(voxel_size, feature_dim, (4.0, 1.0), footprints, surfels=True, near=NEAR)
 
 
 @torch.no_grad()
@@ -37,8 +36,8 @@ def observe_first(
 
     A frame that was generated differs a little from what is remembered. Averaging the two, again at every step, lets
     the world drift; written once it stays. Depth that is wrong and too near would grow into the view as the walker
-    comes closer: a new point is left out where the memory shows, to this camera or to earlier ones near by, that its
-    place is free: ``range < FREE * range shown``, or open sky.
+    comes closer, and into what was seen from elsewhere: a new point is left out where its place is known to be free,
+    since this camera or earlier ones near the point were shown what lies behind it (`Viewpoints`).
 
     Args:
         memory: what is added to, best made with `first_write_config`.
@@ -63,53 +62,33 @@ def observe_first(
         1.0
     """
     memory.check_frame(image, depth, camera_to_world, camera)
+    if memory.viewpoints.empty:
+        _look_back(memory)
     view = memory.query(camera, camera_to_world)
+    pose = camera_to_world.to(depth)
     distance = camera.range_from_depth(depth.float())
     distance = torch.where(torch.isfinite(distance) & (distance > 0), distance, SKY)
-    new = view.visibility < KNOWN
-    free = torch.where(view.visibility > 0, FREE_COARSE, FREE) * view.depth
-    new &= distance >= free
+    known = view.visibility >= KNOWN
+    clear = torch.where(view.visibility > 0, CLEAR_COARSE, CLEAR) * view.depth
+    new = ~known & (distance >= clear)
     if not memory.surfels.empty:
-        new &= ~memory.surfels.holds(camera, camera_to_world.to(depth), distance, DETAIL / KNOWN)
-    new &= ~_stands_in_free_space(memory, new, distance, camera_to_world.to(depth), camera)
+        new &= ~memory.surfels.holds(camera, pose, distance, DETAIL / KNOWN)
+    origins, directions = (rays[new.flatten()] for rays in camera.rays(pose))
+    points = torch.addcmul(origins, directions, distance[new][:, None])
+    new = new.masked_scatter(new, ~memory.viewpoints.saw_past(points, memory.voxel_size))
+    if memory.viewpoints.wants(pose[:3, 3]):
+        shown = torch.where(view.depth > 0, view.depth, SKY)
+        memory.viewpoints.add(torch.where(known, shown, distance), pose, camera)
     if new.any():
         memory.observe(image, depth, camera_to_world, camera, new)
     return new
 
 
-def _stands_in_free_space(
-    memory: Memory,
-    mask: Tensor,  # [H, W] bool
-    distance: Tensor,  # [H, W] metres
-    camera_to_world: Tensor,  # [4, 4]
-    camera: Camera,
-) -> Tensor:  # [H, W] bool
-    """Which pixels of the mask lie in front of what earlier viewpoints saw."""
-    result = torch.zeros_like(mask)
-    origins, directions = (rays[mask.flatten()] for rays in camera.rays(camera_to_world))
-    if origins.shape[0] == 0:
-        return result
-    points = torch.addcmul(origins, directions, distance[mask][:, None])
-    reached, blocked = distance[mask], torch.zeros_like(points[:, 0], dtype=torch.bool)
-    for witness in _witnesses(memory.poses[:, :3, 3], camera_to_world[:3, 3]):
-        towards = points - witness
-        length = towards.norm(dim=-1)
-        towards = towards / length.clamp_min(1e-6)[:, None]
-        shown = memory.render(witness.expand_as(towards).contiguous(), towards, centre=witness.tolist())
-        known = (shown.opacity > 0.5) & (shown.seen > 0)
-        blocked |= known & (length < FREE * shown.distance - memory.voxel_size)
-        blocked |= (shown.opacity < OPEN) & (reached < SKY_FROM) & memory.background.surely_seen(towards)
-    return result.masked_scatter_(mask, blocked)
-
-
-def _witnesses(
-    places: Tensor,  # [N, 3]
-    here: Tensor,  # [3]
-) -> Tensor:  # [up to WITNESSES, 3]
-    """The places nearest to one, none within APART of another."""
-    away = (places - here).norm(dim=-1)
-    chosen = []
-    while len(chosen) < WITNESSES and torch.isfinite(away).any():
-        chosen.append(places[away.argmin()])
-        away = away.masked_fill((places - chosen[-1]).norm(dim=-1) < APART, torch.inf)
-    return torch.stack(chosen) if chosen else places[:0]
+def _look_back(memory: Memory) -> None:
+    """Viewpoints of the frames that a memory was observed from, by what it shows there now."""
+    camera = Panorama(ROWS, 2 * ROWS)
+    for pose in memory.poses:
+        if memory.viewpoints.wants(pose[:3, 3]):
+            view = memory.query(camera, pose)
+            shown = torch.where(view.depth > 0, view.depth, SKY)
+            memory.viewpoints.add(torch.where(view.visibility >= KNOWN, shown, 0.0), pose, camera)

@@ -18,7 +18,8 @@ from evoworld.ops.threads import kernels_only
 from .background import Background
 from .level import NEAR, Level, LevelValues, Rays, Shown
 from .selection import Selection
-from .surfels import SKY_FROM, Surfels
+from .surfels import SKY_FROM, Surfels, least_around
+from .viewpoints import Viewpoints
 
 CARVE_STRIDE = 2  # free space is checked with every second ray of every second row
 CLOSED = 0.999  # opacity from which the sky behind is not looked up
@@ -43,6 +44,7 @@ class MemoryConfig:
     # has no holes do not go into the coarse one, and those so far that fine voxels would be mostly holes not into them.
     footprints: tuple[tuple[float, float], ...] = ((0.25, math.inf), (0.0, 4.0), (0.0, 2.0))
     surfels: bool = False  # keep what is written once as points too, which show it without a voxel's blur
+    near: float = NEAR  # metres: nothing within that of a camera is shown to it
 
 
 class View(NamedTuple):
@@ -91,6 +93,7 @@ class Memory:
         ]
         self.background = Background(config.feature_dim, device)
         self.surfels = Surfels(config.feature_dim, device)
+        self.viewpoints = Viewpoints(device)
         self.poses = torch.zeros(0, 4, 4, device=device)  # [N, 4, 4] of the cameras observed
         self.prompt = ""  # the words that the world was made with; kept in its file
 
@@ -113,7 +116,7 @@ class Memory:
     def nbytes(self) -> int:
         """Bytes of what is remembered."""
         voxels = sum(tensor.nbytes for level in self.levels for tensor in level.tensors().values())
-        return voxels + self.surfels.rows.nbytes
+        return voxels + self.surfels.rows.nbytes + self.viewpoints.nbytes
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +174,7 @@ class Memory:
         shape, padding = depth.shape, self.levels[0].padding
         empty, ones = (x(*shape, n, device=self.device) for x, n in ((torch.zeros, padding), (torch.ones, 1)))
         values = torch.cat([empty, features.float(), ones], dim=-1).flatten(0, 1)
-        nearest = _nearest_around(around.view(shape), isinstance(camera, Panorama)).flatten()
+        nearest = least_around(around.view(shape), EDGE_RADIUS, isinstance(camera, Panorama)).flatten()
         surface = Rays(origins, directions, distance, weight.flatten(), camera.width)
         free = Rays(*(_thin(part.unflatten(0, shape)) for part in surface[:4]), -(-camera.width // CARVE_STRIDE))
         free = free._replace(weight=free.weight * CARVE_STRIDE**2)
@@ -278,7 +281,7 @@ class Memory:
         values = [level.values() for level in self.levels] if values is None else values
         (coarse, coarse_values), (base, base_values), *finer = zip(self.levels, values, strict=True)
         box = (centre, centre) if centre is not None else _box(origins)
-        shown = base.render(origins, directions, base_values, NEAR, base.far(*box), image_width=image_width)
+        shown = base.render(origins, directions, base_values, self.config.near, base.far(*box), image_width=image_width)
         distance = torch.where(shown.opacity.detach() > SOLID, shown.distance.detach(), math.inf)
 
         limit = DENSE * base.dense_reach  # up to here the base has no holes
@@ -289,7 +292,7 @@ class Memory:
                 doubtful.take(origins, math.nan),
                 doubtful.take(directions),
                 coarse_values,
-                NEAR,
+                self.config.near,
                 coarse.far(*box),
                 image_width=doubtful.image_width(image_width),
             )
@@ -326,7 +329,7 @@ class Memory:
 
     def _with_surfels(self, view: View, camera: Camera, camera_to_world: Tensor, sky: bool) -> View:
         """What was written as points is shown by them: voxels, being wide, only fill the cracks between points."""
-        splat = self.surfels.render(camera, camera_to_world, view.depth, sky)
+        splat = self.surfels.render(camera, camera_to_world, view.depth, self.config.near, sky)
         mean, distance, visibility = (part.view(view.features.shape[:2] + part.shape[1:]) for part in splat)
         there = visibility > 0
         crack = ~there & (_count_around(distance, view.depth, isinstance(camera, Panorama)) >= CRACK)
@@ -382,12 +385,3 @@ def _count_around(
     wide = F.pad(F.pad(distance[None, None], (n, n, 0, 0), mode=mode), (0, 0, n, n))
     around = F.unfold(wide, 2 * n + 1)[0].view(-1, *surface.shape)
     return ((around < CRACK_BAND * surface) & (around * CRACK_BAND > surface)).sum(0)
-
-
-def _nearest_around(distance: Tensor, wraps: bool) -> Tensor:  # [H, W] -> [H, W]
-    """The smallest distance within EDGE_RADIUS pixels, across the seam of an image that wraps."""
-    width = distance.shape[1]
-    beside = EDGE_RADIUS if wraps else 0
-    wide = torch.cat([distance[:, width - beside :], distance, distance[:, :beside]], dim=1)
-    padding = (EDGE_RADIUS, 0 if wraps else EDGE_RADIUS)
-    return -F.max_pool2d(-wide[None], 2 * EDGE_RADIUS + 1, stride=1, padding=padding)[0]

@@ -17,11 +17,13 @@ SKY = 1000.0  # metres: where points without depth are put
 SKY_FROM = 0.5 * SKY  # metres: what lies further is sky
 BAND = 1.1  # times the nearest range in a pixel: points up to there belong to the same surface
 CORE = 0.5  # of a point's reach: within it a pixel's centre lies surely on the point's surface
-HIT = 0.02  # pixels: a point, not of the sky, that falls as near to a pixel's centre was seen from there
+HIT = 0.002  # pixels: a point, not of the sky, that falls as near to a pixel's centre was seen from there
 SHARPNESS = 0.02  # pixels: a point that falls as near to a pixel's centre decides its features alone
 REACH = 6.0  # pixels that a point covers at most to each side; those seen in larger ones are left to the voxels
 SMALL = 2.0  # times its size: reach of a point smaller than a pixel, from half a pixel to one
 DETAIL = 1.5  # pixels: what was seen in pixels larger than this is shown, but is less visible
+ENOUGH = 4.0  # points to a pixel
+GOLDEN = 2654435769  # 2^32 over the golden ratio: multiples of it are spread evenly over 32 bits
 HIDDEN = 1.2  # times the range of the surface in front of a point, from where on the point is hidden
 BESIDE = 4  # pixels around a point, in all of which the surface must stand: voxels are wider than things
 
@@ -83,19 +85,18 @@ class Surfels:
         camera: Camera,
         camera_to_world: Tensor,  # [4, 4]
         surface: Tensor,  # [H, W] metres along the ray, 0 where nothing is
+        near: float = 0.0,
         sky: bool = True,
     ) -> Splat:
-        """Shows the points to a camera, but for those that a surface hides."""
-        place, distance, pixel, inside = self._project(camera, camera_to_world)
-        if not sky:
-            inside &= distance < SKY_FROM
+        """Shows the points to a camera, but for those within `near` metres of it and those that a surface hides."""
+        rows, place, distance, pixel = self._project(camera, camera_to_world, near)
+        there = distance >= 0 if sky else distance < SKY_FROM
         limit = _hidden_from(surface, isinstance(camera, Panorama)).flatten()
         hit = ((place - place.floor() - 0.5).square().sum(-1) < HIT**2) & (distance < SKY_FROM)
-        kept = (inside & (hit | (distance < limit[pixel]))).nonzero()[:, 0]
-        rows, pixel, distance = self.rows[kept], pixel[kept], distance[kept]
         size = (rows[:, SIZE] / distance)[:, None] / _pixel_angles(camera, distance.device)[pixel]  # [P, 2] pixels
-        sharp = size[:, 1] <= REACH
-        return _spread(camera, place[kept][sharp], distance[sharp], size[sharp], rows[sharp, 4:])
+        size = size.clamp_min(ENOUGH**-0.5)  # a point stands for those that were left out, too
+        there &= (hit | (distance < limit[pixel])) & (size[:, 1] <= REACH)
+        return _spread(camera, place[there], distance[there], size[there], rows[there, 4:])
 
     def holds(
         self,
@@ -105,22 +106,42 @@ class Surfels:
         largest: float,
     ) -> Tensor:  # [H, W] bool
         """In which pixels there is a point of this surface already, shown or not, seen in pixels up to `largest`."""
-        _, distance, pixel, inside = self._project(camera, camera_to_world)
-        size = self.rows[:, SIZE] / distance / _pixel_angles(camera, distance.device)[pixel, 1]
+        rows, _, distance, pixel = self._project(camera, camera_to_world)
+        size = rows[:, SIZE] / distance / _pixel_angles(camera, distance.device)[pixel, 1]
         ratio = distance / surface.flatten()[pixel]
-        match = inside & (size <= largest) & (ratio < BAND) & (ratio > 1 / BAND)
+        match = (size <= largest) & (ratio < BAND) & (ratio > 1 / BAND)
         result = torch.zeros_like(surface, dtype=torch.bool)
         result.view(-1)[pixel[match]] = True
         return result
 
-    def _project(self, camera: Camera, camera_to_world: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Places [P, 2], ranges [P], indices of pixels [P], and which points the image has [P]."""
-        points = transform_points(invert_pose(camera_to_world), self.rows[:, :3])
-        distance = points.norm(dim=-1)
-        place = camera.project(points)
-        u, v = place.nan_to_num(-1.0).unbind(-1)
-        inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height) & (distance > 0)
-        return place, distance, torch.where(inside, v.long() * camera.width + u.long(), 0), inside
+    def _project(
+        self,
+        camera: Camera,
+        camera_to_world: Tensor,  # [4, 4]
+        near: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [P, 4 + C], [P, 2], [P] metres, [P]
+        """The points that the image has, more than `near` metres away: rows, places, ranges and indices of pixels.
+
+        Of points that were seen in much smaller pixels than the camera's about ENOUGH stand for a pixel, always the
+        same: what a place costs to show does not grow with how closely it was looked at.
+        """
+        offset = self.rows[:, :3] - camera_to_world[:3, 3]
+        away = offset.square().sum(-1)
+        covered = self.rows[:, SIZE].square() / (away * _pixel_area(camera, camera_to_world, offset, away))
+        order = (torch.arange(self._count, device=away.device) * GOLDEN % (1 << 32)).float() / (1 << 32)
+        rows = self.rows[(ENOUGH * covered > order) & (away > near**2)]
+        points = transform_points(invert_pose(camera_to_world), rows[:, :3])
+        place, pixel, inside = pixels_of(points, camera)
+        return rows[inside], place[inside], points[inside].norm(dim=-1), pixel[inside]
+
+
+def pixels_of(points: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
+    """Places [P, 2] in the image of points [P, 3] in the camera's axes, the pixels [P] around those, row by row, and
+    which of them [P] the image has."""
+    place = camera.project(points)
+    u, v = place.nan_to_num(-1.0).unbind(-1)
+    inside = (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height)
+    return place, torch.where(inside, v.long() * camera.width + u.long(), 0), inside
 
 
 def _spread(
@@ -186,11 +207,33 @@ def _least(values: Tensor, index: Tensor, mask: Tensor, size: int) -> Tensor:  #
 def _hidden_from(surface: Tensor, wraps: bool) -> Tensor:  # [H, W] -> [H, W] metres
     """The range from which on points are hidden by surfaces in front of them and of all pixels around."""
     limit = torch.where(surface > 0, surface, math.inf)
-    n = min(BESIDE, limit.shape[1])
-    if wraps:
-        limit = torch.cat([limit[:, -n:], limit, limit[:, :n]], 1)
-    limit = F.max_pool2d(limit[None], 2 * n + 1, stride=1, padding=(n, 0 if wraps else n))[0]
-    return HIDDEN * limit
+    return -HIDDEN * least_around(-limit, min(BESIDE, limit.shape[1]), wraps)
+
+
+def least_around(image: Tensor, radius: int, wraps: bool) -> Tensor:  # [H, W] -> [H, W]
+    """The least value within a square of so many pixels to each side, across the seam of an image that wraps."""
+    beside = radius if wraps else 0
+    wide = torch.cat([image[:, image.shape[1] - beside :], image, image[:, :beside]], 1)
+    padding = (radius, 0 if wraps else radius)
+    return -F.max_pool2d(-wide[None], 2 * radius + 1, stride=1, padding=padding)[0]
+
+
+def _pixel_area(
+    camera: Camera,
+    camera_to_world: Tensor,  # [4, 4]
+    offset: Tensor,  # [P, 3] metres, of points from the camera
+    squared: Tensor,  # [P] its square
+) -> Tensor | float:  # [P]
+    """Steradians of the pixels in which a camera sees points; of the smallest one where those differ little."""
+    if not isinstance(camera, Panorama):
+        return _least_area(camera)
+    sine = (1 - (offset @ camera_to_world[:3, 1]).square() / squared).clamp_min(0).sqrt()
+    return (sine * (math.pi / camera.height) ** 2).clamp_min(_least_area(camera))
+
+
+@lru_cache(maxsize=8)
+def _least_area(camera: Camera) -> float:
+    return float(camera.solid_angle().amin())
 
 
 @lru_cache(maxsize=8)

@@ -20,13 +20,14 @@ import evoworld
 from evoworld.geometry import check_pose
 
 from .atomic import atomic_path
+from .level import NEAR
 from .memory import Memory, MemoryConfig
 from .surfels import SIZE
 
 FORMAT = "evoworld-world"
 VERSION = 2  # of the file; what a reader of an earlier version cannot know raises it
-ADDED = {"surfels": False}  # parts of the configuration that version 1 did not have, and what it did
-DTYPES = {torch.float32: "F32", torch.int32: "I32"}  # torch's names and the format's
+ADDED = {"surfels": False, "near": NEAR}  # parts of the configuration that version 1 did not have, and what it did
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int32: "I32"}  # torch's names and the format's
 ALIGNMENT = 8  # bytes, of the first tensor
 
 
@@ -80,7 +81,8 @@ def load_world(path: str | os.PathLike, device: torch.device | str = "cpu") -> M
                 f"expected a world of evoworld, got another safetensors file (format {metadata.get('format')})"
             )
         _check_version(metadata.get("version", ""))
-        memory = _empty_memory(_parse_config(metadata.get("config", "")), device)
+        config = _parse_config(metadata.get("config", ""))
+        memory = _empty_memory(config, device)
         expected = world_tensors(memory)
         if set(file.keys()) != set(expected):
             names = ", ".join(sorted(set(file.keys()) ^ set(expected)))
@@ -96,7 +98,9 @@ def load_world(path: str | os.PathLike, device: torch.device | str = "cpu") -> M
         for i, (level, reach, dense_reach) in enumerate(zip(memory.levels, *reaches, strict=True)):
             level.restore({name: tensors[f"level{i}.{name}"] for name in level.tensors()}, reach, dense_reach)
         memory.background.sums, memory.poses = tensors["background.sums"], tensors["poses"]
-        memory.surfels.rows = tensors.get("surfels", memory.surfels.rows)
+        if config.surfels:
+            memory.surfels.rows = tensors["surfels"]
+            memory.viewpoints.places, memory.viewpoints.ranges = tensors["viewpoints"], tensors["viewpoints.ranges"]
         memory.prompt = metadata.get("prompt", "")
     return memory
 
@@ -104,8 +108,15 @@ def load_world(path: str | os.PathLike, device: torch.device | str = "cpu") -> M
 def world_tensors(memory: Memory) -> dict[str, Tensor]:
     """The tensors of a world file by their names."""
     tensors = {f"level{i}.{name}": t for i, level in enumerate(memory.levels) for name, t in level.tensors().items()}
-    points = {"surfels": memory.surfels.rows} if memory.config.surfels else {}
-    return tensors | {"background.sums": memory.background.sums, "poses": memory.poses} | points
+    tensors |= {"background.sums": memory.background.sums, "poses": memory.poses}
+    if memory.config.surfels:
+        viewpoints = memory.viewpoints
+        tensors |= {
+            "surfels": memory.surfels.rows,
+            "viewpoints": viewpoints.places,
+            "viewpoints.ranges": viewpoints.ranges,
+        }
+    return tensors
 
 
 def world_metadata(memory: Memory) -> dict[str, str]:
@@ -271,4 +282,7 @@ def _check_world(memory: Memory, tensors: dict[str, Tensor]) -> None:
         raise WorldError(f"background.sums: expected twice as many columns as rows, got {height} x {width}")
     if "surfels" in tensors and not (tensors["surfels"][:, SIZE] > 0).all():
         raise WorldError(f"surfels: expected sizes above 0, got {tensors['surfels'][:, SIZE].min():.3g}")
+    if "viewpoints" in tensors and len(tensors["viewpoints"]) != len(tensors["viewpoints.ranges"]):
+        counts = len(tensors["viewpoints"]), len(tensors["viewpoints.ranges"])
+        raise WorldError(f"viewpoints: expected as many places as ranges, got {counts[0]} and {counts[1]}")
     check_pose(tensors["poses"], "poses")

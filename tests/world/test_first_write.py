@@ -9,8 +9,8 @@ from box_world import CAMERA, box_frame, box_walk
 from evoworld.data.procedural import ProceduralWalks
 from evoworld.geometry import Cubemap, Panorama, Pinhole
 from evoworld.world import Memory, MemoryConfig
-from evoworld.world.background import Background
-from evoworld.world.first_write import first_write_config, observe_first
+from evoworld.world.first_write import NEAR, first_write_config, observe_first
+from evoworld.world.viewpoints import Viewpoints
 
 INSIDE = (0.1, -0.1, 0.1)  # a place that no frame was taken from
 
@@ -147,14 +147,60 @@ def test_a_point_in_open_sky_is_left_out(courtyard):
 
 
 def test_a_closed_walk_under_the_sky_keeps_what_it_saw(courtyard, monkeypatch):
-    """That near points before the sky are refused costs none of those that stand there."""
+    """That points in free space are refused costs hardly any of those that stand there."""
     memory, _ = written(courtyard)
     view = memory.query(CAMERA, courtyard.camera_to_world[-1])
     assert view.visibility.mean() > 0.98
     assert -10 * math.log10((view.features - courtyard.image[-1]).square().mean()) > 33
-    monkeypatch.setattr(Background, "surely_seen", lambda self, directions: torch.zeros(len(directions)).bool())
+    monkeypatch.setattr(Viewpoints, "saw_past", lambda self, points, margin: torch.zeros(len(points)).bool())
     unchecked, _ = written(courtyard)
     assert memory.surfels.rows.shape[0] >= 0.99 * unchecked.surfels.rows.shape[0]
+
+
+def test_a_far_viewpoint_is_not_walled_in(box):
+    """A frame at one end of a walk whose depth is far too small: nothing stands before what was seen at the other."""
+    memory, places = Memory(config=first_write_config(0.1)), [at(0.0, 0.5 * i) for i in range(9)]
+    wall = torch.full((32, 64), 20.0)
+    for pose in places[:-1]:
+        observe_first(memory, noise(32, 64, 3), wall, pose, CAMERA)
+    before = memory.query(CAMERA, places[0])
+    points = memory.surfels.rows.shape[0]
+    memory.surfels.rows = memory.surfels.rows[:1]  # all is forgotten, but where one has been
+    wrong = observe_first(memory, torch.zeros(32, 64, 3), 0.3 * wall, places[-1], CAMERA)
+    assert points > 1000 and (before.visibility > 0.5).all()
+    assert wrong.float().mean() < 0.05
+
+
+def test_a_world_that_was_captured_is_looked_back_on():
+    """Its voxels have no viewpoints: they are what it shows at the places it was observed from."""
+    memory, frame = Memory(0.1), box_frame(at())
+    memory.observe(frame.image, frame.depth, at(), CAMERA)
+    beside = box_frame(at(*INSIDE))
+    assert not observe_first(memory, beside.image, 0.4 * beside.depth, at(*INSIDE), CAMERA).any()
+    assert memory.viewpoints.places.shape[0] == 1
+
+
+def test_a_wall_within_reach_of_the_hand_is_not_shown():
+    memory, frame = Memory(config=first_write_config(0.1)), box_frame(at())
+    observe_first(memory, frame.image, torch.full((32, 64), 1.0), at(), CAMERA)
+    near, there = at(1.0 - 0.8 * NEAR), at(1.0 - 1.5 * NEAR)
+    assert memory.query(CAMERA, near).depth.min() >= NEAR
+    assert memory.query(CAMERA, there).depth.min() < 2 * NEAR
+
+
+def test_points_by_the_million_hide_nothing_and_cost_little():
+    """A wall in fine points before another: none of the second shines through, and few are looked at."""
+    memory, camera, fine = Memory(config=first_write_config(0.1)), Panorama(32, 64), Panorama(512, 1024)
+    for distance, colour in ((2.0, 0.0), (1.0, 1.0)):
+        depth = torch.full((512, 1024), distance)
+        everything = torch.ones_like(depth, dtype=torch.bool)
+        memory.observe(torch.full((512, 1024, 3), colour), depth, at(), fine, everything)
+    for pose in (at(0.05, 0.02, 0.03), at(*INSIDE)):
+        view = memory.query(camera, pose)
+        assert memory.surfels.rows.shape[0] == 2 * 512 * 1024
+        assert (view.features > 0.999).all() and (view.visibility == 1).float().mean() > 0.99
+        rows, *_ = memory.surfels._project(camera, pose)
+        assert rows.shape[0] < 10 * 32 * 64
 
 
 def test_seen_from_nearer_it_is_written_again():

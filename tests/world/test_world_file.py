@@ -182,6 +182,11 @@ def test_points_come_back(tmp_path):
     for one in (memory, loaded):
         observe_first(one, frame.image, frame.depth, second, CAMERA)
     assert_same(memory, loaded)
+    assert loaded.viewpoints.places.shape[0] == memory.viewpoints.places.shape[0] > 0
+    memory.save(tmp_path / "w.safetensors")
+    rewrite(tmp_path / "w.safetensors", lambda tensors: tensors.update({"viewpoints": torch.zeros(9, 3)}))
+    assert_refused(tmp_path / "w.safetensors", "viewpoints: expected as many places as ranges, got 9")
+    memory.save(tmp_path / "w.safetensors")
     rewrite(tmp_path / "w.safetensors", lambda tensors: tensors["surfels"][0].zero_())
     assert_refused(tmp_path / "w.safetensors", "surfels: expected sizes above 0")
 
@@ -189,7 +194,7 @@ def test_points_come_back(tmp_path):
 def test_a_file_of_version_1_is_read(memory, world):
     def change(header):
         config = json.loads(header["config"])
-        del config["surfels"]
+        del config["surfels"], config["near"]
         header |= {"version": "1", "config": json.dumps(config)}
 
     rewrite(world, change_metadata=change)
