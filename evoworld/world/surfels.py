@@ -18,7 +18,7 @@ SKY_FROM = 0.5 * SKY  # metres: what lies further is sky
 BAND = 1.1  # times the nearest range in a pixel: points up to there belong to the same surface
 CORE = 0.5  # of a point's reach: within it a pixel's centre lies surely on the point's surface
 HIT = 0.002  # pixels: a point, not of the sky, that falls as near to a pixel's centre was seen from there
-SHARPNESS = 0.02  # pixels: a point that falls as near to a pixel's centre decides its features alone
+SHARPNESS = 1e-4  # pixels: a point that falls as near to a pixel's centre decides its features alone
 REACH = 6.0  # pixels that a point covers at most to each side; those seen in larger ones are left to the voxels
 SMALL = 2.0  # times its size: reach of a point smaller than a pixel, from half a pixel to one
 DETAIL = 1.5  # pixels: what was seen in pixels larger than this is shown, but is less visible
@@ -40,7 +40,7 @@ class Surfels:
     """Points that are never moved or averaged: to a pose that saw them they show exactly what was seen.
 
     Voxels blur over their own size, which is a pixel or more in small panoramas. A point is spread over the pixels
-    around its projection with the weights ``(1 - |u| / a) (1 - |v| / b) / (a b (u^2 + v^2 + SHARPNESS^2))``: (u, v) the
+    around its projection with weights ``(1 - |u| / a) (1 - |v| / b) / (a b sqrt(u^2 + v^2 + SHARPNESS^2))``: (u, v) the
     way from the projection to the pixel's centre, and (a, b) how far the pixel that saw the point reaches there, but
     about 1 at least; all in pixels. Of the points in a pixel those count that lie within BAND of the nearest.
     """
@@ -177,7 +177,7 @@ def _spread(
     nearest = torch.where(seen.isfinite(), seen, nearest)
     surface = nearest[index]
     there &= (ranges <= BAND * surface) & (ranges >= surface / BAND)
-    weight = (1 - share).prod(-1) * values[:, 2:4].prod(-1) / (squared + SHARPNESS**2)
+    weight = (1 - share).prod(-1) * values[:, 2:4].prod(-1) * (squared + SHARPNESS**2).rsqrt()
     weight = torch.where(there, weight, 0.0)[:, None]
     sums = table.new_zeros(camera.num_rays, table.shape[1] - 5)
     sums.index_add_(0, index, torch.cat([values[:, 6:], torch.ones_like(weight)], -1) * weight)
