@@ -215,7 +215,7 @@ def make_stage(name: str, config: TrainConfig, model: WorldModel, data: Training
     if name == "memory":
         return Stage(name, settings, MemoryObjective(model), MemorySamples(segments), MemorySamples(held_out))
     samples = segments, held_out
-    if model.memory_encoder is not None and config.lasts("memory"):
+    if model.memory_encoder is not None and (config.lasts("memory") or config.weights):
         samples = (FeatureSamples(x, copy.deepcopy(model.memory_encoder), Path(config.out) / FEATURES) for x in samples)
     return Stage(name, settings, FlowObjective(model, settings), *samples)
 

@@ -197,6 +197,7 @@ def test_training_starts_from_weights(config, finished, folder):
     more = replace(more, autoencoder=AutoencoderStageConfig(steps=0), memory=StageConfig(steps=0))
     watcher = Quiet()
     assert train(more, watcher) and [stage for stage, *_ in watcher.losses] == ["flow"]
+    assert list((Path(more.out) / "features").rglob("*.safetensors"))  # the learned memory is shown, too
     before, after = tensors_of(config.out), tensors_of(more.out)
     assert {name.split(".")[1] for name in after.keys() - before.keys()} == {"head"}
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
