@@ -11,7 +11,7 @@ CONFIGS = {
     # 64 x 128, tokens 8 x 16 of pixels: 16 MB as float16, runs and trains on a CPU.
     "tiny": WorldModelConfig(
         autoencoder=AutoencoderConfig(kind="none", latent_channels=64),
-        dit=DiTConfig(token_size=8, patch_size=2, latent_channels=64, rotary_width=16),
+        dit=DiTConfig(token_size=8, patch_size=2, latent_channels=64, rotary_width=16, head_dim=128),
         memory=MemoryEncoderConfig(token=8),
     ),
     # 256 x 512, tokens 32 x 64: for one card.
