@@ -17,7 +17,7 @@ BACKGROUND = (17, 20, 24)
 TITLE_COLOR = (240, 242, 245)
 CAPTION_COLOR = (168, 176, 186)
 MARGIN, GAP = 40, 20
-TITLE_SIZE, SUBTITLE_SIZE, CAPTION_SIZE = 38, 20, 18
+TITLE_SIZE, SUBTITLE_SIZE, CAPTION_SIZE, SMALLEST = 38, 20, 18, 13
 LEADING = 1.45  # line height over letter height
 
 
@@ -36,11 +36,15 @@ def _line(size: int) -> int:
 def _draw_text(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, color: tuple, width: int
 ) -> None:
-    """One line of text, made smaller until it fits into `width` pixels."""
+    """One line of text, made smaller, then shortened, until it fits into `width` pixels."""
     font = ImageFont.load_default(size)
-    while font.getlength(text) > width and size > 8:
+    while font.getlength(text) > width and size > SMALLEST:
         size -= 1
         font = ImageFont.load_default(size)
+    if font.getlength(text) > width:
+        while text and font.getlength(text + "...") > width:
+            text = text[:-1]
+        text = text.rstrip(" ,") + "..."
     draw.text(place, text, fill=color, font=font)
 
 

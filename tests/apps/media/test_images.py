@@ -142,6 +142,15 @@ def test_contact_sheet_places_each_picture_unmixed(tmp_path):
     assert (reds > 0).sum() == 320
 
 
+def test_a_long_caption_stays_under_its_picture(tmp_path):
+    grey = torch.full((20, 40, 3), 0.5)
+    contact_sheet(tmp_path / "s.png", "T", "S", [[Tile(grey, 60 * "a long word "), Tile(grey, "")]], width=400)
+    page = np.asarray(Image.open(tmp_path / "s.png")).astype(int)
+    below = page[(page == 128).all(-1).any(1).nonzero()[0].max() + 1 :]  # the rows under the pictures
+    written = (below != below[-1, -1]).any(-1).any(0).nonzero()[0]
+    assert 150 < written.max() < 200
+
+
 def test_contact_sheet_without_pictures_is_refused(tmp_path):
     for rows in ([], [[]]):
         with pytest.raises(ValueError, match="rows"):
