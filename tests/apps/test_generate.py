@@ -144,7 +144,7 @@ def test_a_run_that_is_stopped_leaves_every_finished_frame(photo, tmp_path, monk
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_frame_is_written_leaves_the_walk(photo, tmp_path, monkeypatch, number):
-    stills, handlers = [], [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    stills, numbers = [], (signal.SIGINT, signal.SIGTERM)
 
     def still(path, *args, **options):
         stills.append(path)
@@ -154,13 +154,15 @@ def test_a_signal_while_a_frame_is_written_leaves_the_walk(photo, tmp_path, monk
 
     write_still = generated.write_still
     monkeypatch.setattr(generated, "write_still", still)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unheld, the signal would end the tests
+    # Background jobs ignore the one, and the other, unheld, would end the tests.
+    handlers = [signal.signal(one, signal.default_int_handler) for one in numbers]
     try:
         with pytest.raises(KeyboardInterrupt):
             run("--image", photo, "--model", "none", "--frames", 9, "--out", tmp_path)
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGTERM, handlers[1])
+        for one, handler in zip(numbers, handlers, strict=True):
+            signal.signal(one, handler)
     assert len(read_capture(tmp_path / "walk")) == 2 and len(Memory.load(tmp_path / "world.safetensors").poses) > 0
     assert json.loads((tmp_path / "generate.json").read_text())["finished_frames"] == 2
     with av.open(str(tmp_path / "walk.mp4")) as container:

@@ -155,10 +155,14 @@ def test_ctrl_c_writes_a_checkpoint_first(config, folder):
                 os.kill(os.getpid(), signal.SIGINT)
 
     stopped = replace(config, out=str(folder / "stopped"))
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, Impatient())
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, Impatient())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert RunFolder(stopped).read().total == 3
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_run_is_not_overwritten_nor_gone_on_with_otherwise(config, finished):
