@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evoworld.geometry import Camera, Panorama
 
-from .memory import Memory, MemoryConfig
+from .memory import Memory, MemoryConfig, View
 from .surfels import DETAIL, SKY
 from .viewpoints import CLEAR, ROWS
 
@@ -77,8 +77,7 @@ def observe_first(
     points = torch.addcmul(origins, directions, distance[new][:, None])
     new = new.masked_scatter(new, ~memory.viewpoints.saw_past(points, memory.voxel_size))
     if memory.viewpoints.wants(pose[:3, 3]):
-        shown = torch.where(view.depth > 0, view.depth, SKY)
-        memory.viewpoints.add(torch.where(known, shown, distance), pose, camera)
+        memory.viewpoints.add(torch.where(known, _range_shown(view), distance), pose, camera)
     if new.any():
         memory.observe(image, depth, camera_to_world, camera, new)
     return new
@@ -90,5 +89,8 @@ def _look_back(memory: Memory) -> None:
     for pose in memory.poses:
         if memory.viewpoints.wants(pose[:3, 3]):
             view = memory.query(camera, pose)
-            shown = torch.where(view.depth > 0, view.depth, SKY)
-            memory.viewpoints.add(torch.where(view.visibility >= KNOWN, shown, 0.0), pose, camera)
+            memory.viewpoints.add(torch.where(view.visibility >= KNOWN, _range_shown(view), 0.0), pose, camera)
+
+
+def _range_shown(view: View) -> Tensor:  # [H, W] metres
+    return torch.where(view.depth > 0, view.depth, SKY)

@@ -157,7 +157,7 @@ def test_a_closed_walk_under_the_sky_keeps_what_it_saw(courtyard, monkeypatch):
     assert memory.surfels.rows.shape[0] >= 0.99 * unchecked.surfels.rows.shape[0]
 
 
-def test_a_far_viewpoint_is_not_walled_in(box):
+def test_a_far_viewpoint_is_not_walled_in():
     """A frame at one end of a walk whose depth is far too small: nothing stands before what was seen at the other."""
     memory, places = Memory(config=first_write_config(0.1)), [at(0.0, 0.5 * i) for i in range(9)]
     wall = torch.full((32, 64), 20.0)

@@ -86,6 +86,13 @@ def test_the_nearest_of_many_viewpoints_decide():
     assert not viewpoints.saw_past(points + torch.tensor([0.0, 1.1, 0.0]), 0.0).any()
 
 
+def test_one_that_sees_past_is_enough():
+    """A point behind a wall that stands before the nearest viewpoint, in plain sight of the next."""
+    viewpoints = sphere((0.0, 0.0, 0.0), distance=0.5)
+    viewpoints.add(torch.full((CAMERA.height, CAMERA.width), FAR), at(1.5, 0.0, 0.0), CAMERA)
+    assert viewpoints.saw_past(torch.tensor([[0.6, 0.0, 0.0], [-3.0, 0.0, 0.0]]), 0.0).tolist() == [True, False]
+
+
 def test_places_near_by_are_not_kept_twice():
     viewpoints = sphere((0.0, 0.0, 0.0))
     assert not viewpoints.wants(torch.tensor([0.9 * APART, 0.0, 0.0]))
