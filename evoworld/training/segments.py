@@ -20,7 +20,7 @@ from evoworld.world.rgbd import encode_rgbd
 from .config import DataConfig
 from .plan import SegmentPlan, known_mask, plan_segment, vary, wedge_mask
 
-VERSION = 3  # of the files; raised when what is made changes
+VERSION = 4  # of the files; raised when what is made changes
 LEVELS = 32767  # of the depth code in files
 Stored = dict[str, Tensor]  # a sample as it is kept and sent between processes: few bytes
 

@@ -11,7 +11,7 @@ from .surfels import least_around, pixels_of
 
 ROWS = 64  # pixels from pole to pole of the panoramas that ranges are kept in
 APART = 0.4  # metres between viewpoints that are kept
-NEAREST = 8  # viewpoints that a point is checked from
+NEAREST = 64  # viewpoints that a point is checked from: those near it alone miss what was seen far behind it
 CLEAR = 0.93  # of the range that was shown: a point nearer than that stands in space that was seen to be free
 CHUNK = 1 << 16  # points that are checked at once
 
@@ -19,8 +19,8 @@ CHUNK = 1 << 16  # points that are checked at once
 class Viewpoints:
     """Places, and what ranges were shown from them, as panoramas along the world's axes.
 
-    ``places`` [V, 3] and ``ranges`` [V, ROWS, 2 ROWS] in metres: the least in a pixel and those around it, since
-    pixels at an edge see both sides; SKY for the sky, 0 where nothing was shown.
+    ``places`` [V, 3] and ``ranges`` [V, ROWS, 2 ROWS] in metres: of a finer panorama the least in a pixel, of a coarser
+    one or another camera the least in a pixel of theirs and those around it; SKY for the sky, 0 where nothing is shown.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -46,7 +46,8 @@ class Viewpoints:
         camera: Camera,
     ) -> None:
         """Keeps what a camera shows."""
-        radius = max(1, round(camera.height / ROWS)) if isinstance(camera, Panorama) else 1
+        finer = isinstance(camera, Panorama) and camera.height >= ROWS
+        radius = camera.height // (2 * ROWS) if finer else 1
         least = least_around(distance.float(), radius, isinstance(camera, Panorama)).flatten()
         place = camera_to_world[:3, 3]
         directions = _panorama().rays(torch.eye(4, device=place.device))[1]

@@ -65,16 +65,22 @@ def test_what_an_image_does_not_show_is_not_known():
     assert viewpoints.saw_past(points, 0.0).tolist() == [True, True, False, False, False]
 
 
-def test_pixels_beside_an_edge_see_both_sides():
-    camera, distance = Panorama(64, 128), torch.full((64, 128), FAR)
-    distance[:, 64] = 1.0
-    distance[30, 10] = 0.0  # not known
+@pytest.mark.parametrize(("height", "beside"), [(64, 0), (256, 1), (32, 3)], ids=["same", "finer", "coarser"])
+def test_what_is_near_blocks_its_own_pixels(height, beside):
+    """A column of the ranges that are kept; of an image of another size some beside it."""
+    camera, size = Panorama(height, 2 * height), height / 64
+    distance = torch.full((height, 2 * height), FAR)
+    distance[:, int(64 * size) : math.ceil(65 * size)] = 1.0
+    distance[int(30 * size), int(10 * size)] = 0.0  # not known
     viewpoints = Viewpoints()
     viewpoints.add(distance, torch.eye(4), camera)
-    _, rays = camera.rays(torch.eye(4))
+    _, rays = Panorama(64, 128).rays(torch.eye(4))
     free = viewpoints.saw_past(2.0 * rays, 0.0).view(64, 128)
-    assert not free[:, 63:66].any() and not free[29:32, 9:12].any()
-    assert free[:, 67:].all() and free[34:, :62].all()
+    assert not free[:, 64].any() and not free[30, 10]
+    beyond = torch.ones(64, 128, dtype=torch.bool)
+    beyond[:, 64 - beside : 65 + beside] = False
+    beyond[30 - beside : 31 + beside, 10 - beside : 11 + beside] = False
+    assert free[beyond].all()
 
 
 def test_the_nearest_of_many_viewpoints_decide():
