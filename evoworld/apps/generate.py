@@ -27,6 +27,7 @@ from evoworld.world import Memory
 from evoworld.world.evolve import LONGEST_PROMPT, Frame, World
 
 ROUTES = ("forward", "loop", "explore")
+SAMPLING = ("steps", "text_guidance", "memory_guidance")
 EYES = 1.5  # metres above the ground where a new world begins
 LARGEST_STEP = 1.0  # metres between frames: what lies further on has nothing in common with what was made
 LARGEST_LEAP = 3.0  # metres from any place that a world was seen from to where a path through it begins
@@ -52,11 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="generated", metavar="DIR", help="folder for the results; default generated")
     parser.add_argument("--model", default="tiny", metavar="NAME|FILE", help="default tiny; none: no network")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--steps", type=int, default=2, metavar="N", help="of sampling; default 2")
-    parser.add_argument("--text-guidance", type=float, default=1.0, metavar="S", help="above 1: the words count more")
-    parser.add_argument(
-        "--memory-guidance", type=float, default=1.0, metavar="S", help="above 1: the memory counts more"
-    )
+    parser.add_argument("--steps", type=int, metavar="N", help="of sampling; default 2, more from words alone")
+    text = "above 1: the words count more; default 1, more where they are all there is"
+    parser.add_argument("--text-guidance", type=float, metavar="S", help=text)
+    parser.add_argument("--memory-guidance", type=float, metavar="S", help="above 1: the memory counts more; default 1")
     parser.add_argument("--fps", type=float, default=8.0, help="frames a second of the video; default 8")
 
 
@@ -115,19 +115,23 @@ def check(args: argparse.Namespace) -> dict:
         raise ValueError("--fov: belongs to --image, which is not given")
     if not 1 <= args.frames <= MAX_FRAMES:
         raise ValueError(f"--frames: expected 1 to {MAX_FRAMES}, got {args.frames}")
-    if args.steps < 1:
-        raise ValueError(f"--steps: expected at least 1, got {args.steps}")
-    for name in ("text_guidance", "memory_guidance"):
-        if not (math.isfinite(getattr(args, name)) and getattr(args, name) >= 0):
-            raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0 on, got {getattr(args, name)}")
+    for name, value in sampling(args).items():
+        least = 1 if name == "steps" else 0
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(f"--{name.replace('_', '-')}: expected a number from {least} on, got {value}")
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed: expected a number from 0 on, got {args.seed}")
     if args.trajectory not in ROUTES and not args.trajectory.lower().endswith(".json"):
         raise ValueError(f"--trajectory: expected {', '.join(ROUTES)} or a path file (.json), got {args.trajectory!r}")
     check_device(args.device)
     check_video("walk.mp4", 2, 4, args.fps)
-    names = ("prompt", "image", "fov", "world", "trajectory", "frames", "seed", "model", "device", "steps")
-    return {name: getattr(args, name) for name in (*names, "text_guidance", "memory_guidance")}
+    names = ("prompt", "image", "fov", "world", "trajectory", "frames", "seed", "model", "device", *SAMPLING)
+    return {name: getattr(args, name) for name in names}
+
+
+def sampling(args: argparse.Namespace) -> dict[str, float]:
+    """What is asked for of `SAMPLING`; for the rest the world has defaults."""
+    return {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
 
 
 def check_device(name: str) -> None:
@@ -156,8 +160,7 @@ def load(args: argparse.Namespace) -> World:
     """The world of the command's model."""
     if args.model == "none":
         return World.load("none", args.device)
-    guidance = {"text_guidance": args.text_guidance, "memory_guidance": args.memory_guidance}
-    return World.load(args.model, args.device, steps=args.steps, **guidance)
+    return World.load(args.model, args.device, **sampling(args))
 
 
 def first_pose(memory: Memory | None, path: torch.Tensor | None, name: str | None) -> torch.Tensor:  # [4, 4]

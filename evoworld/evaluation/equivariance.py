@@ -32,11 +32,11 @@ def roll_error(model: WorldModel | None, condition: Condition, turns: int, seed:
         columns = 4 * turns
         return _largest(condition.roll(columns).filled(), condition.filled().roll(columns, -2))
     columns = model.config.dit.token_size * turns
-    context, filled = model.context(condition)
+    context = model.context(condition)
     latents = torch.randn(context.base.shape, generator=generator).to(context.base)
     shift = columns * latents.shape[-2] // condition.known.shape[-2]
     time = torch.full((len(latents),), 0.5, device=latents.device)
-    made = model.decode(model.dit(latents, time, context), condition, filled)
+    made = model.decode(model.dit(latents, time, context), condition)
     turned = condition.roll(columns)
     other = model.decode(model(latents.roll(shift, -2), time, turned), turned)
     return _largest(other, made.roll(columns, -2))

@@ -43,7 +43,7 @@ class Condition:
         return replace(self, text_mask=torch.zeros_like(self.text_mask))
 
     def roll(self, columns: int) -> Condition:
-        """The same, turned to the right by whole pixels; features need a multiple of a token's width."""
+        """The same, turned to the right by whole pixels; between those of tokens, features are interpolated."""
         width = self.known.shape[-2]
         turn = -2 * torch.pi * columns / width  # of the axes, as the image turns the other way
         cosine, sine = torch.cos(torch.tensor(turn)).item(), torch.sin(torch.tensor(turn)).item()
@@ -52,7 +52,10 @@ class Condition:
         rolled = {name: getattr(self, name).roll(columns, -2) for name in images}
         features = self.features
         if features is not None:
-            features = features.roll(columns * features.shape[-2] // width, -2)
+            whole, rest = divmod(columns * features.shape[-2], width)
+            features = features.roll(whole, -2)
+            if rest:
+                features = features.lerp(features.roll(1, -2), rest / width)
         position = torch.stack((cosine * x - sine * z, y, sine * x + cosine * z), -1)
         visibility = self.visibility.roll(columns, -1)
         return replace(self, **rolled, visibility=visibility, features=features, position=position)

@@ -56,7 +56,8 @@ class World:
         num_frames: of a segment, which are made together; None: the model's, or 1.
         voxel_size: metres, of the memory; None: the model's, or 0.1.
         device: where it lives; None: the model's, or the CPU.
-        options: for `model.sample`, such as steps or text_guidance.
+        options: for `model.sample`, such as steps or text_guidance; where words are all there is, those that are not
+            given are ``model.from_words``, if it has any.
 
     Example:
         >>> world, path = World(height=16), torch.eye(4).repeat(3, 1, 1)
@@ -262,9 +263,11 @@ class World:
         return replace(condition, features=shown.features[None])
 
     def _sample(self, condition: Condition) -> Tensor:  # [1, T, H, W, 4]
+        begun = condition.known_mask.any() or condition.visibility.any()
         if not self._shows_memory:
             condition = condition.without_memory()  # as it was trained
-        return self.model.sample(condition, generator=self._generator, **self.options)
+        options = self.options if begun else {**getattr(self.model, "from_words", {}), **self.options}
+        return self.model.sample(condition, generator=self._generator, **options)
 
     def _check_place(self, memory: Memory, given: Given, pose: Tensor) -> None:  # [4, 4] level
         """Raises ValueError for a picture of a place that is remembered: what was seen first would stay."""

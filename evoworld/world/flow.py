@@ -137,8 +137,8 @@ def sample(
         steps: at least 1; 2 to 4 are enough.
         sampler: "euler" or "heun".
         text_guidance, memory_guidance: more than 1 exaggerates what the words, or the memory, change; 0 ignores them.
-        roll: turns the panoramas by a random number of tokens before each step and back after it, which spreads what a
-            model does differently at some columns (ours does not: to it this is no more than rounding).
+        roll: turns the panoramas by a random number of pixels, and before each step by one of tokens, and back after
+            it, so that what a model does differently at some columns, such as borders of tokens, lies anywhere.
         generator: of the noise and the turns; on the CPU, its numbers are the same for every device.
 
     Returns:
@@ -151,13 +151,20 @@ def sample(
         raise ValueError(f"sample: steps: expected at least 1, got {steps}")
     if sampler not in SAMPLERS:
         raise ValueError(f"sample: sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    full, filled = model.context(condition)
+    where = "cpu" if generator is None else generator.device
+
+    def turn(ways: int) -> int:
+        return int(torch.randint(ways, (), generator=generator, device=where)) if roll else 0
+
+    columns = turn(condition.known.shape[-2])
+    filled = condition.filled().roll(columns, -2)  # not of what is turned: the filling has seams of its own
+    condition = condition.roll(columns)
+    full = model.context(condition, filled)
     others: list[tuple[float, Context]] = []
     if text_guidance != 1:
-        others.append((text_guidance - 1, model.context(condition.without_text())[0]))
+        others.append((text_guidance - 1, model.context(condition.without_text())))
     if memory_guidance != 1:
-        others.append((memory_guidance - 1, model.context(condition.without_memory())[0]))
-    where = "cpu" if generator is None else generator.device
+        others.append((memory_guidance - 1, model.context(condition.without_memory())))
     batch, *shape = full.base.shape
     noise = torch.stack([model.autoencoder.noise(shape, generator) for _ in range(batch)]).to(full.base)
     tokens = full.tokens.shape[-2]
@@ -167,14 +174,14 @@ def sample(
         latents: Tensor,  # [B, T, h, w, C]
         time: Tensor,  # []
     ) -> Tensor:  # [B, T, h, w, C]
-        turn = int(torch.randint(tokens, (), generator=generator, device=where)) if roll else 0
-        turned, times = latents.roll(turn * patch, -2), time.expand(latents.shape[0])
-        x = model.dit(turned, times, full.roll(turn))
-        guided = x + sum(scale * (x - model.dit(turned, times, context.roll(turn))) for scale, context in others)
-        return guided.roll(-turn * patch, -2)
+        ahead = turn(tokens)
+        turned, times = latents.roll(ahead * patch, -2), time.expand(latents.shape[0])
+        x = model.dit(turned, times, full.roll(ahead))
+        guided = x + sum(scale * (x - model.dit(turned, times, context.roll(ahead))) for scale, context in others)
+        return guided.roll(-ahead * patch, -2)
 
     latents = integrate(predict, noise, steps, sampler)
-    return model.decode(latents, condition, filled)
+    return model.decode(latents, condition, filled).roll(-columns, -2)
 
 
 def integrate(

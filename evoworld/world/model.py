@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,9 @@ class WorldModel(nn.Module):
         torch.Size([1, 2, 16, 32, 4])
     """
 
+    # Options of `sample` where words are all there is; chosen with captions of the validation split.
+    from_words: ClassVar[dict[str, float]] = {"steps": 6, "text_guidance": 3.0}
+
     def __init__(self, config: WorldModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -92,12 +96,16 @@ class WorldModel(nn.Module):
         condition: Condition,
     ) -> Tensor:  # [B, T, h, w, C]
         """The clean latents that are predicted from noisy ones at the flow's time; gradients to all parts."""
-        return self.dit(latents, time, self.context(condition)[0])
+        return self.dit(latents, time, self.context(condition))
 
-    def context(self, condition: Condition) -> tuple[Context, Tensor]:
-        """What the DiT is given of a condition, and `Condition.filled` [B, T, H, W, 4]."""
-        filled = condition.filled()
-        return self.dit.context(condition, filled, self.autoencoder.encode(filled)), filled
+    def context(
+        self,
+        condition: Condition,
+        filled: Tensor | None = None,  # [B, T, H, W, 4]
+    ) -> Context:
+        """What the DiT is given of a condition, and of its `Condition.filled`."""
+        filled = condition.filled() if filled is None else filled
+        return self.dit.context(condition, filled, self.autoencoder.encode(filled))
 
     def decode(
         self,

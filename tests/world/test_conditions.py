@@ -136,6 +136,20 @@ def test_the_prediction_without_a_network_rolls_with_its_condition():
     assert torch.allclose(condition.roll(12).filled(), condition.filled().roll(12, -2), atol=1e-6)
 
 
+def test_features_turn_with_their_directions():
+    """They are of tokens: what varies slowly around the panorama is where it belongs after any turn."""
+    condition = text_condition(STEP, 32, NO_TEXT)
+    around = torch.arange(8) / 8 * 2 * math.pi
+    wave = torch.stack((around.cos(), around.sin()), -1).expand(1, 2, 4, 8, 2)
+    for columns in (0, 8, 3, -5, 61):
+        turned = replace(condition, features=wave).roll(columns).features
+        angle = around - columns / 64 * 2 * math.pi
+        expected = torch.stack((angle.cos(), angle.sin()), -1).expand_as(turned)
+        exact = columns % 8 == 0
+        assert torch.allclose(turned, expected, atol=1e-6 if exact else 0.09)  # 1 - cos(pi / 8) at most, halfway
+        assert exact or torch.allclose(turned / turned.norm(dim=-1, keepdim=True), expected, atol=0.02)
+
+
 def test_batches_keep_each_text():
     texts = [(torch.rand(1, n, 8), torch.ones(1, n, dtype=torch.bool)) for n in (0, 3, 1)]
     conditions = [text_condition(STEP, 16, text) for text in texts]

@@ -37,6 +37,16 @@ class Painter:
         return torch.where(condition.visibility[..., None] > 0.5, condition.memory, new)
 
 
+class Wordsmith(Painter):
+    """Wants to be asked otherwise where words are all there is."""
+
+    from_words = {"steps": 6, "colour": 0.3}  # noqa: RUF012
+
+    def sample(self, condition, generator, steps=2, colour=0.0):
+        self.steps = [*getattr(self, "steps", []), (steps, colour)]
+        return super().sample(condition, generator, colour)
+
+
 def line(num_frames, step=0.1):
     places = torch.zeros(num_frames, 3)
     places[:, 0] = step * torch.arange(num_frames)
@@ -86,6 +96,21 @@ def test_frames_turn_as_the_path_does():
     truth = box_frame(tilted[1])
     assert psnr(turned[1].image, truth.image) > 25 and (turned[1].depth / truth.depth - 1).abs().mean() < 0.05
     assert torch.equal(memory.surfels.rows, other.surfels.rows)
+
+
+def test_words_alone_are_sampled_as_the_model_wants():
+    """Its first segment alone: the second one sees the first; and never what the world was made with."""
+    for options, first in (({}, (6, 0.3)), ({"colour": 0.5}, (6, 0.5))):
+        model = Wordsmith()
+        world = World(model, **options)
+        world.start(prompt="a box")
+        list(world.walk(line(4)))
+        assert model.steps == [first, (2, options.get("colour", 0.0))]
+    model = Wordsmith()
+    world = World(model)
+    world.start(prompt="a box", image=torch.rand(32, 64, 3))
+    list(world.walk(line(1)))
+    assert model.steps == [(2, 0.0)]
 
 
 def test_segments_are_made_together_and_remember_the_ones_before():

@@ -57,7 +57,6 @@ def test_the_same_noise_gives_the_same_frames(random_condition, perturb):
     model, condition = perturb(new_model(), scale=0.05), random_condition()
     first, again = draw(model, condition), draw(model, condition)
     assert torch.equal(first, again)
-    torch.testing.assert_close(draw(model, condition, roll=False), first, atol=1e-4, rtol=1e-4)
     other = model.sample(condition, generator=torch.Generator().manual_seed(4))
     assert (other - first).abs().max() > 1e-3
 
