@@ -26,6 +26,7 @@ from evoworld.world.model import WorldModel
 QUICK = {
     "seeds": 1,
     "laps": 2,
+    "long_walks": 1,
     "long_frames": 132,
     "holes": 8,
     "panoramas": 6,
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help=f"of sampling; default {Plan.seeds}")
     parser.add_argument("--laps", type=int, metavar="N", help=f"closed walks; default {Plan.laps}")
     parser.add_argument("--holes", type=int, metavar="N", help=f"holes of each kind; default {Plan.holes}")
-    parser.add_argument("--steps", type=int, metavar="N", help=f"of sampling; default {Plan.steps}")
+    parser.add_argument("--steps", type=int, metavar="N", help="of sampling; default: as generate does")
     parser.add_argument("--quick", action="store_true", help="less of everything: a first look, not the numbers")
     parser.add_argument("--cache", metavar="DIR", help="keep the true renderings in this folder")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")

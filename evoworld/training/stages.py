@@ -215,7 +215,8 @@ def make_stage(name: str, config: TrainConfig, model: WorldModel, data: Training
     if name == "memory":
         return Stage(name, settings, MemoryObjective(model), MemorySamples(segments), MemorySamples(held_out))
     samples = segments, held_out
-    if model.memory_encoder is not None and (config.lasts("memory") or config.weights):
+    learned = config.lasts("memory") or config.weights  # not the new weights of a memory that nobody trained
+    if model.memory_encoder is not None and model.config.uses_memory and learned:
         samples = (FeatureSamples(x, copy.deepcopy(model.memory_encoder), Path(config.out) / FEATURES) for x in samples)
     return Stage(name, settings, FlowObjective(model, settings), *samples)
 

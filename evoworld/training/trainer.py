@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from evoworld.world.evolve import find_weights
 from evoworld.world.model import WorldModel, WorldModelConfig
-from evoworld.world.model_file import own_state
+from evoworld.world.model_file import load_weights
 
 from .clock import StageClock
 from .config import TrainConfig
@@ -365,24 +364,8 @@ def make_model(config: TrainConfig, state: RunState) -> WorldModel:
     if state.tensors:
         model.load_state_dict(state.weights())
     elif config.weights:
-        start_from(model, find_weights(config.weights))
+        load_weights(model, find_weights(config.weights))
     return model
-
-
-def start_from(model: WorldModel, path: Path) -> None:
-    """Takes over the weights of a model that has the same parts, or fewer of them.
-
-    Raises:
-        ValueError: the file's model has a part that `model` has not, or one of another shape.
-    """
-    found, wanted = own_state(WorldModel.load(path)), own_state(model)
-    for name, tensor in found.items():
-        shape = list(wanted[name].shape) if name in wanted else "no such weights"
-        if shape != list(tensor.shape):
-            raise ValueError(
-                f"weights: {path}: {name}: expected {shape} for this configuration, got shape {list(tensor.shape)}"
-            )
-    model.load_state_dict(found, strict=False)
 
 
 def _seed(*names: object) -> int:

@@ -79,11 +79,24 @@ def load_model(
     tensors, metadata = _read(path)
     try:
         model = model_class(_config(config_class, metadata))
-        _check_tensors(own_state(model), tensors)
+        _take_over(model, tensors)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
-    model.load_state_dict(tensors, strict=False)
     return model.to(device).eval()
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+    """Gives a model the weights of a file's, which has the same parts or fewer of them; the other parts stay.
+
+    Raises:
+        ModelError: as for `load_model`, or the file's model has a part that `model` has not, or one of another shape.
+        OSError, ModuleNotFoundError: as for `load_model`.
+    """
+    tensors, _ = _read(Path(path))
+    try:
+        _take_over(model, tensors, fewer=True)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def own_state(model: nn.Module) -> dict[str, Tensor]:
@@ -173,15 +186,18 @@ def _config(kind: type, metadata: dict[str, str]) -> object:
     return config_from_dict(kind, values)
 
 
-def _check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    if expected.keys() != found.keys():
-        names = sorted(expected.keys() ^ found.keys())
+def _take_over(model: nn.Module, found: dict[str, Tensor], fewer: bool = False) -> None:
+    expected = own_state(model)
+    different = found.keys() - expected.keys() if fewer else expected.keys() ^ found.keys()
+    if different:
+        names = sorted(different)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise ModelError(
-            f"expected the weights of its configuration, of which these miss or add: {', '.join(names[:3])}{more}"
+            f"expected the weights of the configuration, of which these miss or add: {', '.join(names[:3])}{more}"
         )
     for name, tensor in found.items():
         if tensor.shape != expected[name].shape:
             raise ModelError(f"{name}: expected shape {list(expected[name].shape)}, got {list(tensor.shape)}")
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{name}: expected finite values, got NaN or infinity")
+    model.load_state_dict(found, strict=False)
