@@ -62,7 +62,7 @@ class AutoencoderObjective(Objective):
         has_depth = batch["has_depth"].view(-1, 1, 1, 1).expand(target.shape[:-1])
         counts = torch.stack((torch.ones_like(has_depth), has_depth), -1)
         parts = autoencoder.loss(target, known=counts)
-        filled, seen = condition.filled(), seen_of(condition)
+        filled, seen = condition.filled(), condition.seen()
         refined = autoencoder.refiner(self.degraded(target, filled, random), filled, seen)
         parts["refined"] = reconstruction_loss(refined, target, counts)
         return with_sum(parts)
@@ -87,7 +87,7 @@ class AutoencoderObjective(Objective):
         generators = [torch.Generator().manual_seed(i) for i in range(len(target))]
         filled = condition.filled()
         rough = self.degraded(target, filled, generators)
-        refined = self.autoencoder.refiner(rough, filled, seen_of(condition))
+        refined = self.autoencoder.refiner(rough, filled, condition.seen())
         return preview_sheet([x for i in range(len(target)) for x in (target[i], draft[i], rough[i], refined[i])])
 
 
@@ -233,11 +233,6 @@ def condition_of(batch: Batch) -> Condition:
         text=nothing,
         text_mask=nothing[..., 0] > 0,
     )
-
-
-def seen_of(condition: Condition) -> Tensor:  # [B, T, H, W, 2]
-    """What is known or visible, of colour and depth."""
-    return torch.stack((condition.visibility, condition.visibility), -1).maximum(condition.known_mask)
 
 
 def drawn(draw: Callable[..., Tensor], random: Random, shape: Sequence[int], like: Tensor) -> Tensor:  # [B, ...]

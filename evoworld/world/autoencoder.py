@@ -14,6 +14,7 @@ from evoworld.nn import SphericalConv2d
 
 from .flow import sphere_mean
 from .noise import panorama_noise
+from .rgbd import per_channel
 
 KINDS = ("vae", "none", "diffusers")
 GROUPS = 8  # of the group normalisations
@@ -84,7 +85,7 @@ class Refiner(nn.Module):
         visibility: Tensor,  # [B, T, H, W] or [B, T, H, W, 2]
     ) -> Tensor:  # [B, T, H, W, 4]
         visibility = colour_and_depth(visibility)
-        mixed = torch.lerp(draft, skip.to(draft.dtype), of_channels(visibility).to(draft.dtype))
+        mixed = torch.lerp(draft, skip.to(draft.dtype), per_channel(visibility).to(draft.dtype))
         correction = self.layers(to_planes(torch.cat((mixed, draft, skip, visibility), -1)))
         return mixed + from_planes(correction, draft.shape[:2])
 
@@ -314,12 +315,6 @@ def colour_and_depth(
     weight: Tensor,  # [B, T, H, W] or [B, T, H, W, 2]
 ) -> Tensor:  # [B, T, H, W, 2]
     return weight if weight.ndim == 5 else torch.stack((weight, weight), -1)
-
-
-def of_channels(
-    weight: Tensor,  # [B, T, H, W, 2]
-) -> Tensor:  # [B, T, H, W, 4]
-    return torch.cat((weight[..., :1].expand(*weight.shape[:-1], 3), weight[..., 1:]), -1)
 
 
 def to_planes(

@@ -30,8 +30,11 @@ class Condition:
         """The prediction without a network: what is known, else what the memory shows, else filled from around."""
         colour = torch.where(self.known_mask[..., :1] > 0.5, self.known[..., :3], self.memory[..., :3])
         depth = torch.where(self.known_mask[..., 1:] > 0.5, self.known[..., 3:], self.memory[..., 3:])
-        seen = torch.stack((self.visibility, self.visibility), -1).maximum(self.known_mask)
-        return fill_rgbd(torch.cat((colour, depth), -1), seen)
+        return fill_rgbd(torch.cat((colour, depth), -1), self.seen())
+
+    def seen(self) -> Tensor:  # [B, T, H, W, 2]
+        """0..1: what is known or visible, of the colour and of the depth."""
+        return torch.stack((self.visibility, self.visibility), -1).maximum(self.known_mask)
 
     def without_memory(self) -> Condition:
         """The same, as if the memory were empty."""

@@ -15,6 +15,7 @@ from evoworld.nn.attention import panorama_grid
 from evoworld.nn.plucker import RAY_CHANNELS, ray_embedding
 
 from .condition import Condition
+from .rgbd import per_channel
 
 CONDITION_CHANNELS = 15  # filled 4, known 4 and its masks 2, memory 4 and its visibility
 TIME_CHANNELS = 128
@@ -84,7 +85,7 @@ class ConditionStem(nn.Module):
     ) -> Tensor:  # [B, T, H / token, W / token, dim]
         visibility = condition.visibility[..., None]
         mask = condition.known_mask
-        known = condition.known * torch.cat((mask[..., :1].expand(*mask.shape[:-1], 3), mask[..., 1:]), -1)
+        known = condition.known * per_channel(mask)
         pixels = torch.cat((filled, known, mask, condition.memory * visibility, visibility), -1)
         tokens = self.layers(pixels.flatten(0, 1).movedim(-1, 1))
         return tokens.movedim(1, -1).unflatten(0, pixels.shape[:2])

@@ -17,7 +17,7 @@ from .condition import Condition
 from .conditions import continuation, fit_panorama, lay_photo, render_memory, with_known
 from .first_write import first_write_config, observe_first
 from .memory import Memory
-from .rgbd import decode_rgbd
+from .rgbd import decode_rgbd, per_channel
 
 WEIGHTS = Path(__file__).parent / "weights"
 LONGEST_PROMPT = 2000  # characters; text encoders read a few hundred
@@ -241,7 +241,7 @@ class World:
         with torch.no_grad():
             condition = self._condition(torch.cat((poses, poses[-1:].expand(missing, 4, 4))))
             rgbd = condition.filled() if self.model is None else self._sample(condition)
-            rgbd = torch.where(_per_channel(condition.known_mask) > 0.5, condition.known, rgbd)[0]
+            rgbd = torch.where(per_channel(condition.known_mask) > 0.5, condition.known, rgbd)[0]
             images, depths = decode_rgbd(rgbd)
         for i, pose in enumerate(poses):
             with torch.no_grad():
@@ -377,7 +377,3 @@ def _turned(frame: Frame, wanted: Tensor) -> Frame:  # [4, 4]
         return frame._replace(camera_to_world=wanted)
     depth, visibility = (rotate_panorama(plane, rotation, "nearest") for plane in (frame.depth, frame.visibility))
     return Frame(rotate_panorama(frame.image, rotation), depth, wanted, visibility)
-
-
-def _per_channel(known_mask: Tensor) -> Tensor:  # [..., 2] -> [..., 4]
-    return known_mask.repeat_interleave(torch.tensor([3, 1], device=known_mask.device), -1)

@@ -6,9 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evoworld.nn.pad import spherical_pad
+
+from .rgbd import per_channel
+
 HALVINGS = 2  # of the size: rolling by 4 columns, the smallest token, rolls the result
 SURE = 16.0  # times the share of known pixels around: above 1 their mean is taken as it is, not that of more
 NARROW = 1  # pixels of the halved size: in holes no wider than about twice that the far counts more
+AMONG = 0.4  # share of the pixels around that are seen, from which on a pixel lies among them
 FAR_FIRST = 4.0  # what lies e times as far counts e^(4 * 0.36) = 4 times as much: what is uncovered lies behind
 
 
@@ -39,12 +44,34 @@ def fill_rgbd(
     if visibility.ndim == rgbd.ndim - 1:
         visibility = torch.stack((visibility, visibility), -1)
     batch, (height, width) = rgbd.shape[:-3], rgbd.shape[-3:-1]
-    share = visibility.clamp(0, 1).repeat_interleave(torch.tensor([3, 1], device=rgbd.device), -1)
+    share = per_channel(visibility.clamp(0, 1))
     code = torch.where(visibility[..., 1:] > 0, rgbd[..., 3:].detach(), 0.0)
     weight = share * torch.exp(FAR_FIRST * (code - 1))
     planes, share, weight = (x.reshape(-1, height, width, 4).permute(0, 3, 1, 2) for x in (rgbd, share, weight))
     filled = pull_push(planes, share, weight)
     return filled.permute(0, 2, 3, 1).reshape(*batch, height, width, 4)
+
+
+def among_seen(
+    seen: Tensor,  # [B, T, H, W, 2] 0..1
+    radius: int,
+) -> Tensor:  # [B, T, H, W, 2] bool
+    """Which pixels lie among seen ones: of the square of 2 radius + 1 pixels around them the share AMONG is seen.
+
+    Args:
+        seen: `[B, T, H, W, 2]`, of the colour and of the depth.
+        radius: pixels.
+
+    Example:
+        >>> seen = torch.ones(1, 1, 8, 16, 2)
+        >>> seen[..., :1, :] = 0  # a hole of one column
+        >>> seen[..., 6:13, :] = 0  # one of seven
+        >>> among_seen(seen, 1)[0, 0, 4, :, 0].long().tolist()
+        [1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+    """
+    planes = spherical_pad((seen > 0.5).to(seen).flatten(0, 1).movedim(-1, 1), radius)
+    share = F.avg_pool2d(planes, 2 * radius + 1, stride=1).movedim(1, -1).unflatten(0, seen.shape[:2])
+    return share >= AMONG
 
 
 def pull_push(

@@ -9,12 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import AutoencoderConfig, colour_and_depth, make_autoencoder
+from .autoencoder import AutoencoderConfig, make_autoencoder
 from .condition import Condition
 from .dit import Context, DiTConfig, PanoramaDiT
+from .fill import among_seen
 from .flow import sample
 from .memory_encoder import MemoryEncoder, MemoryEncoderConfig
 from .model_file import load_model, save_model
+from .rgbd import per_channel
 from .text import NoTextEncoder, load_text_encoder
 
 
@@ -113,10 +115,15 @@ class WorldModel(nn.Module):
         condition: Condition,
         filled: Tensor | None = None,  # [B, T, H, W, 4]
     ) -> Tensor:  # [B, T, H, W, 4]
-        """RGB-D of latents, with what the condition knows and sees at full resolution; gradients to latents."""
+        """RGB-D of latents, with what the condition knows and sees at full resolution; gradients to latents.
+
+        Holes of up to half a token's width, of which the network sees little, are as they are filled without one.
+        """
         filled = condition.filled() if filled is None else filled
-        seen = colour_and_depth(condition.visibility).maximum(condition.known_mask)
-        return self.autoencoder.decode(latents, filled, seen)
+        seen = condition.seen()
+        made = self.autoencoder.decode(latents, filled, seen)
+        narrow = among_seen(seen, self.config.dit.token_size // 2)
+        return torch.where(per_channel(narrow), filled.to(made), made)
 
     def sample(self, condition: Condition, **options) -> Tensor:  # [B, T, H, W, 4]
         """RGB-D frames of a condition; the options are those of `evoworld.world.flow.sample`."""

@@ -50,3 +50,10 @@ def decode_rgbd(
     image, code = (0.5 * rgbd[..., :3] + 0.5).clamp(0, 1), rgbd[..., 3]
     metres = NEAR * torch.exp((code.clamp(-1, 1) + 1) * (0.5 * math.log(FAR / NEAR)))
     return image, torch.where(code > SKY, 0.0, metres)
+
+
+def per_channel(
+    weight: Tensor,  # [..., 2]
+) -> Tensor:  # [..., 4]
+    """One for each channel of RGB-D, from one for the colour and one for the depth."""
+    return torch.cat((weight[..., :1].expand(*weight.shape[:-1], 3), weight[..., 1:]), -1)

@@ -53,6 +53,20 @@ def test_samples_keep_what_is_known_and_visible_before_training(config, random_c
         torch.testing.assert_close(rgbd, filled, msg="nothing else is said without a network")
 
 
+@pytest.mark.parametrize("config", [SMALL, PIXELS], ids=["vae", "none"])
+def test_narrow_holes_are_filled_without_the_network(config, random_condition, perturb):
+    """Those of two columns; one of twelve is the network's. (Over the poles the one lies beside the other.)"""
+    model, condition = perturb(new_model(config), scale=0.05), random_condition()
+    visibility = torch.ones_like(condition.visibility)
+    visibility[..., 2:4] = 0
+    visibility[..., 10:22] = 0
+    nothing = torch.zeros_like(condition.known_mask)
+    condition = replace(condition, known_mask=nothing, visibility=visibility)
+    rgbd, filled = (x[:, :, 3:13] for x in (draw(model, condition), condition.filled()))
+    assert torch.equal(rgbd[..., 2:4, :], filled[..., 2:4, :])
+    assert (rgbd - filled)[..., 14:18, :].abs().amax(-1).gt(1e-3).all()
+
+
 def test_the_same_noise_gives_the_same_frames(random_condition, perturb):
     model, condition = perturb(new_model(), scale=0.05), random_condition()
     first, again = draw(model, condition), draw(model, condition)
