@@ -24,7 +24,8 @@ KINDS = ("wedge", "new room")
 WEDGE = 110.0  # degrees
 SEEN = 0.5  # visibility from which a pixel is no hole
 SKY = 1e3  # metres, for what has no depth
-VOXEL_SIZE, NUM_FRAMES, TEXT_DIM = 0.1, 4, 384  # without a model: those of tiny
+NUM_FRAMES = 4  # of the segment, for all models
+VOXEL_SIZE, TEXT_DIM = 0.1, 384  # without a model: those of tiny
 
 
 @dataclass(frozen=True)

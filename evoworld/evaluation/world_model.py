@@ -24,7 +24,7 @@ from evoworld.evaluation.frechet import frechet_distance
 from evoworld.evaluation.held_out import first_frame, path_of, walks_into_new_rooms
 from evoworld.evaluation.holes import KINDS, NUM_FRAMES, VOXEL_SIZE, fill, make_hole, shown_to
 from evoworld.evaluation.metrics import depth_metrics
-from evoworld.evaluation.revisits import walk_lap, walk_long
+from evoworld.evaluation.revisits import LOOK_EVERY, walk_lap, walk_long
 from evoworld.evaluation.seam import seam_gradients
 from evoworld.evaluation.text_accuracy import BLOCKS, choose_captions, fit_classifier, panorama_description
 from evoworld.world.atomic import atomic_path
@@ -137,8 +137,7 @@ class _Run:
         self.height, self.voxel_size = HEIGHT, VOXEL_SIZE
         if configs:
             self.height, self.voxel_size = configs[0].height, configs[0].voxel_size
-        segments = [config.num_frames for config in configs] or [NUM_FRAMES]
-        self.num_frames, self.look_every = min(segments), max(segments)
+        self.look_every = max([LOOK_EVERY, *(config.num_frames for config in configs)])
         self.measured, self._network = measured, None
         self.options = {} if plan.steps is None else {"steps": plan.steps}
 
@@ -210,7 +209,7 @@ class _Run:
             return self.new_walks(plan.hole_frames, plan.holes, "curve")
         many = LOOKED_THROUGH * plan.holes
         walks = ProceduralWalks("test", self.height, plan.hole_frames, many, kinds=("curve",))
-        return Subset(self.kept(walks), walks_into_new_rooms(walks, plan.holes, self.num_frames))
+        return Subset(self.kept(walks), walks_into_new_rooms(walks, plan.holes, NUM_FRAMES))
 
     def each_hole(self, case: str, kind: str, walks: Sequence[Walk], seeds: int | None = None):
         """Every hole, contestant and seed; a hole is the walk's, so that all are judged by the same ones."""
@@ -218,7 +217,7 @@ class _Run:
         for walk, name, model, seed in self.each(case, walks, seeds):
             if walk.name != name_of_bare:
                 name_of_bare, shown = walk.name, {}
-                bare = make_hole(kind, walk, self.num_frames, self.voxel_size)
+                bare = make_hole(kind, walk, voxel_size=self.voxel_size)
             if name not in shown:
                 shown[name] = shown_to(bare, model)
             yield walk, shown[name], name, model, seed

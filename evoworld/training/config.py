@@ -184,10 +184,10 @@ class TrainConfig:
 
 CONFIGS = {
     "tiny": TrainConfig(
-        data=DataConfig(worlds=1024, segments=8192, reuse=6),
-        autoencoder=AutoencoderStageConfig(share=0.06, batch=2),
-        memory=StageConfig(share=0.1, batch=2),
-        flow=FlowStageConfig(share=0.84, batch=2),
+        data=DataConfig(worlds=1024, segments=12_288, no_memory=0.5, reuse=8),
+        autoencoder=AutoencoderStageConfig(share=0.06, batch=8),
+        memory=StageConfig(share=0.1, batch=4),
+        flow=FlowStageConfig(share=0.84, batch=16),
     ),
     "base": TrainConfig(
         model=MODELS["base"],

@@ -8,8 +8,10 @@ from .memory_encoder import MemoryEncoderConfig
 from .model import WorldModelConfig
 
 CONFIGS = {
-    # 64 x 128, tokens 8 x 16 of pixels: 16 MB as float16, runs and trains on a CPU.
+    # 64 x 128, tokens 8 x 16 of pixels: 16 MB as float16, runs and trains on a CPU. A frame at a time: for the time of
+    # segments of 4 it sees three times as many places, and a walk's next frame is made knowing the one before.
     "tiny": WorldModelConfig(
+        num_frames=1,
         autoencoder=AutoencoderConfig(kind="none", latent_channels=64),
         dit=DiTConfig(token_size=8, patch_size=2, latent_channels=64, rotary_width=16, head_dim=128),
         memory=MemoryEncoderConfig(token=8),

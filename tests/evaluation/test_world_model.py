@@ -9,6 +9,7 @@ from tiny_world import tiny_model
 
 from evoworld.data.procedural import ProceduralWalks
 from evoworld.evaluation.held_out import leads_elsewhere, path_of
+from evoworld.evaluation.holes import NUM_FRAMES
 from evoworld.evaluation.revisits import walk_lap
 from evoworld.evaluation.world_claims import claims, document, markdown, write
 from evoworld.evaluation.world_model import CASES, FILL_ONLY, Measured, Plan, evaluate
@@ -84,7 +85,7 @@ def test_new_rooms_are_left_behind(measured):
     assert len(walks) == SMALL.holes
     for walk in walks:
         index = int(walk.split("-")[1])
-        assert leads_elsewhere(found.world(index), path_of(found, index), 2)
+        assert leads_elsewhere(found.world(index), path_of(found, index), NUM_FRAMES)
 
 
 def test_the_truth_of_laps_has_a_seam_too(measured):
