@@ -12,7 +12,7 @@ from evoworld.evaluation.held_out import leads_elsewhere, path_of
 from evoworld.evaluation.holes import NUM_FRAMES
 from evoworld.evaluation.revisits import walk_lap
 from evoworld.evaluation.world_claims import claims, document, markdown, write
-from evoworld.evaluation.world_model import CASES, FILL_ONLY, Measured, Plan, evaluate
+from evoworld.evaluation.world_model import CASES, FILL_ONLY, LOOKED_AT, Measured, Plan, evaluate
 from evoworld.world.evolve import World
 
 SMALL = Plan(
@@ -77,6 +77,12 @@ def test_pictures_show_the_truth_the_hole_and_all_contestants(measured):
         assert list(pictures) == ["true", "what the memory shows", FILL_ONLY, "model"]
         black = (pictures["what the memory shows"] == 0).all(-1).float().mean()
         assert 0.25 < black < 0.7
+
+
+def test_walks_that_constants_were_chosen_by_are_left_out(measured):
+    for case in ("lap", "long", "wedge"):
+        walks = {int(row["walk"].split("-")[1]) for row in measured.rows if row["case"] == case}
+        assert walks and min(walks) >= LOOKED_AT, case
 
 
 def test_new_rooms_are_left_behind(measured):

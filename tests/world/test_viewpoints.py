@@ -99,6 +99,13 @@ def test_one_that_sees_past_is_enough():
     assert viewpoints.saw_past(torch.tensor([[0.6, 0.0, 0.0], [-3.0, 0.0, 0.0]]), 0.0).tolist() == [True, False]
 
 
+def test_one_far_away_is_asked_too():
+    """A point that those beside it cannot see, in plain sight of where the walk came from."""
+    viewpoints = sphere(*((0.0, 0.5 * i, 0.0) for i in range(20)), distance=0.2)
+    viewpoints.add(torch.full((CAMERA.height, CAMERA.width), 10 * FAR), at(20.0, 0.0, 0.0), CAMERA)
+    assert viewpoints.saw_past(torch.tensor([[1.0, 5.0, 0.0]]), 0.0).all()
+
+
 def test_places_near_by_are_not_kept_twice():
     viewpoints = sphere((0.0, 0.0, 0.0))
     assert not viewpoints.wants(torch.tensor([0.9 * APART, 0.0, 0.0]))
