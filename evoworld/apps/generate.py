@@ -48,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frames", type=int, default=33, metavar="N", help="default 33")
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="another makes another world, from words or in several steps"
+        "--seed", type=int, default=0, metavar="S", help="another number makes another world; default 0"
     )
     parser.add_argument("--out", default="generated", metavar="DIR", help="folder for the results; default generated")
     parser.add_argument("--model", default="tiny", metavar="NAME|FILE", help="default tiny; none: no network")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--steps", type=int, metavar="N", help="of sampling; default 1, more from words alone")
+    parser.add_argument("--steps", type=int, metavar="N", help="of sampling; default 2, more from words alone")
     text = "above 1: the words count more; default 1, more where they are all there is"
     parser.add_argument("--text-guidance", type=float, metavar="S", help=text)
     parser.add_argument("--memory-guidance", type=float, metavar="S", help="above 1: the memory counts more; default 1")

@@ -113,7 +113,7 @@ def sphere_mean(
 def sample(
     model: WorldModel,
     condition: Condition,
-    steps: int = 1,
+    steps: int = 2,
     sampler: str = "euler",
     text_guidance: float = 1.0,
     memory_guidance: float = 1.0,
@@ -135,7 +135,7 @@ def sample(
         model: a `WorldModel`.
         condition: of B segments; on the model's device.
         steps: at least 1, which gives the mean of what may be there: nearest to the truth, smooth, and about the same
-            whatever the seed. More give one of the things that may be there.
+            whatever the seed. 2 to 4 give one of the things that may be there.
         sampler: "euler" or "heun".
         text_guidance, memory_guidance: more than 1 exaggerates what the words, or the memory, change; 0 ignores them.
         roll: turns the panoramas by a random number of pixels, and before each step by one of tokens, and back after
