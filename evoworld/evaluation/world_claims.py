@@ -98,6 +98,8 @@ def markdown(measured: Measured, names: Sequence[str], plan: Plan, machine: dict
         f"long walks: {plan.long_walks} of {plan.long_frames} frames with one seed, turned inputs: 2 with one seed.",
         f"The first {LOOKED_AT} closed walks, long walks and wedges of the split are left out: constants were chosen "
         "by looking at them.",
+        "Holes of up to half a token's width are filled without the network wherever a memory is shown: where a walk "
+        "has no others, its numbers are fill-only's.",
         "New rooms: the memory has seen the first frame of a walk, whose last frames lie in other rooms. A hole is the "
         "same for all models and seeds.",
     ]

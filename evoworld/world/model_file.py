@@ -92,8 +92,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
         ModelError: as for `load_model`, or the file's model has a part that `model` has not, or one of another shape.
         OSError, ModuleNotFoundError: as for `load_model`.
     """
-    tensors, _ = _read(Path(path))
+    tensors, metadata = _read(Path(path))
     try:
+        _check_version(metadata)
         _take_over(model, tensors, fewer=True)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from error
@@ -171,7 +172,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _config(kind: type, metadata: dict[str, str]) -> object:
+def _check_version(metadata: dict[str, str]) -> None:
     version = metadata.get("version", "")
     if not version.isdecimal():
         raise ModelError(f"version: expected a whole number, got {version!r}")
@@ -179,6 +180,10 @@ def _config(kind: type, metadata: dict[str, str]) -> object:
         raise ModelError(
             f"written by a later version of evoworld (file version {version}, known {VERSION}); upgrade evoworld"
         )
+
+
+def _config(kind: type, metadata: dict[str, str]) -> object:
+    _check_version(metadata)
     try:
         values = json.loads(metadata.get("config", ""))
     except ValueError:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from box_world import CAMERA, box_frame, box_walk
+from tiny_world import tiny_model
 
 import evoworld.world.evolve as evolve
 from evoworld.apps.trajectories import level_pose
@@ -111,6 +112,20 @@ def test_words_alone_are_sampled_as_the_model_wants():
     world.start(prompt="a box", image=torch.rand(32, 64, 3))
     list(world.walk(line(1)))
     assert model.steps == [(2, 0.0)]
+
+
+def test_a_world_model_wants_more_of_words_alone(monkeypatch):
+    asked = []
+
+    def sample(self, condition, generator=None, **options):
+        asked.append(options)
+        return condition.filled()
+
+    monkeypatch.setattr(WorldModel, "sample", sample)
+    world = World(tiny_model())
+    world.start(prompt="a box")
+    list(world.walk(line(4)))
+    assert asked[0] == WorldModel.from_words and asked[0]["steps"] > 1 and not any(asked[1:])
 
 
 def test_segments_are_made_together_and_remember_the_ones_before():

@@ -12,7 +12,7 @@ from evoworld.world.dit import DiTConfig
 from evoworld.world.flow import add_noise, flow_loss, sample_time
 from evoworld.world.memory_encoder import MemoryEncoderConfig
 from evoworld.world.model import WorldModel, WorldModelConfig
-from evoworld.world.model_file import ModelError, config_from_dict
+from evoworld.world.model_file import ModelError, config_from_dict, load_weights
 
 DIT = DiTConfig(latent_channels=6, dim=32, num_heads=2, depth=2, stem_dim=8, text_dim=12, feature_dim=0, rotary_width=8)
 SMALL = WorldModelConfig(
@@ -304,6 +304,18 @@ def test_files_that_are_no_such_model(damage, message, tmp_path):
         WorldModel.load(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
     assert str(error.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize("damage", [damage_truncated, damage_other_format, damage_version, damage_nan])
+def test_weights_are_not_taken_from_such_files(damage, tmp_path):
+    path, model = tmp_path / "model.safetensors", new_model()
+    model.save(path)
+    damage(path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ModelError, match="model.safetensors: ") as error:
+        load_weights(model, path)
+    assert str(error.value).count(str(path)) == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_files_that_are_not_there(tmp_path):

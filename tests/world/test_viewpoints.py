@@ -81,6 +81,8 @@ def test_what_is_near_blocks_its_own_pixels(height, beside):
     beyond[:, 64 - beside : 65 + beside] = False
     beyond[30 - beside : 31 + beside, 10 - beside : 11 + beside] = False
     assert free[beyond].all()
+    if height < 64:
+        assert not free[:, 62:68].any()  # pixels of a coarse image beside an edge see both sides
 
 
 def test_the_nearest_of_many_viewpoints_decide():
